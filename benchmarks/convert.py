@@ -73,6 +73,7 @@ OURS: dict[str, Callable[[int], ThresholdCalibrator | None]] = {
     "differential 3, light": lambda t: LightCalibration(timesteps=t),
     "differential 4, light": lambda t: LightCalibration(timesteps=t),
     "signed, least squares": lambda t: LeastSquares(timesteps=t),
+    "signed, least squares on spikes": lambda t: LeastSquares(timesteps=t, search="spikes"),
     "graded 3, least squares": lambda t: LeastSquares(timesteps=t),
     "graded 4, least squares": lambda t: LeastSquares(timesteps=t),
     "default": lambda t: None,

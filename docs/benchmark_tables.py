@@ -23,6 +23,9 @@ def table(name: str) -> str:
         "scaling-model": modelled,
         "scaling-bytes": volume,
         "convert_choice": converted,
+        "few_steps": both_ways,
+        "finetuning": finetuned,
+        "finetuning_learnt": finetuned,
         "migration": migration,
         "sharding": sharded,
         "gpu_kernels": compiled,
@@ -87,6 +90,35 @@ def converted(found: dict[str, Any]) -> str:
         cells = [f"{accuracy[t]:.2f}" + (f" ({sent[t]:.1f})" if sent else "") if t else "" for t in known]
         body.append((name, *cells))
     return rows((f"% (bits a neuron); ANN {found['ann']:.2f}", *(f"T = {t}" for t in timesteps)), body)
+
+
+def finetuned(found: dict[str, Any]) -> str:
+    """Accuracy of each choice before and after, and its difference from the base's with the same seed."""
+    results = found["results"]
+    most, *others = sorted(results["base"][0]["after"], key=int, reverse=True)
+    body = []
+    for name, runs in results.items():
+        more = [run["after"][most] - base["after"][most] for run, base in zip(runs, results["base"])]
+        cells = [mean_and_deviation([run["after"][t] for run in runs]) for t in (most, *others)]
+        before = mean_and_deviation([run["before"][most] for run in runs])
+        body.append((name, before, *cells, "" if name == "base" else mean_and_deviation(more, "+"), len(runs)))
+    head = [f"T = {t}" for t in (most, *others)]
+    return rows((f"%; ANN {found['ann']:.2f}", f"T = {most} before", *head, f"more than base, T = {most}", "seeds"), body)
+
+
+def mean_and_deviation(values: list[float], sign: str = "") -> str:
+    """Over seeds."""
+    spread = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):{sign}.2f}{spread}"
+
+
+def both_ways(found: dict[str, Any]) -> str:
+    """Seconds and memory of a training step, and images a second."""
+    body = [
+        (name, f"{one['median']:.2f}", f"{one['images_a_second']:.1f}", f"{one['peak_mib']:.0f}")
+        for name, one in found["results"].items()
+    ]
+    return rows(("", "seconds a step", "images a second", "MiB above idle"), body)
 
 
 def migration(found: dict[str, Any]) -> str:

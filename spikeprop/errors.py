@@ -3,6 +3,7 @@
 from spikeprop_hardware.errors import HardwareError as HardwareError
 from spikeprop_hardware.errors import LavaMissing as LavaMissing
 from spikeprop_hardware.errors import NirError as NirError
+from spikeprop_hardware.errors import SimulatorMissing as SimulatorMissing
 from spikeprop_hardware.errors import SpikepropError as SpikepropError
 
 # runtime ----------------------------------------------------------------------------------------------------------------------

@@ -149,7 +149,8 @@ def test_tests_mirror_the_rooms() -> None:
 @pytest.mark.parametrize("file", sorted((ROOT / "hardware").rglob("*.py")), ids=lambda f: str(f.relative_to(ROOT)))
 def test_hardware_imports_neither_spikeprop_nor_torch(file: Path) -> None:
     packages = {name.partition(".")[0] for name in imports(file)}
-    assert not packages & {"spikeprop", "torch"}
+    worker = file.parent.name == "vendors" and file.name.endswith("_worker.py")  # runs in the vendor's environment
+    assert not packages & ({"spikeprop"} if worker else {"spikeprop", "torch"})
 
 
 @pytest.mark.parametrize(("package", "file"), [("yaml", "recipe/text.py"), ("pydantic", "recipe/checking.py")])

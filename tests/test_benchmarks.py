@@ -296,3 +296,26 @@ def test_sharding_runs(tmp_path: Path) -> None:
         alone, whole, spread = (row["peak_mib"] for row in one["rows"])
         assert spread < whole
         assert one["parameters_mib"] < alone <= 1.1 * whole
+
+
+@pytest.mark.slow
+def test_finetuning_changes_one_choice_at_a_time_and_continues(
+    load: Any, tmp_path: Path, data_root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tiny = {"images": 200, "test": 60, "epochs": 1, "tuning": 32, "batch": 16, "calibration": 16, "seeds": 1}
+    arguments = [text for name, value in tiny.items() for text in (f"--{name}", str(value))]
+    arguments += ["--cache", str(tmp_path), "--out", str(tmp_path / "found.json"), "--contenders"]
+    load("finetuning").main([*arguments, "base", "batch-norm kept", "gradient through the reset", "dropout 0.1"])
+    found = json.loads((tmp_path / "found.json").read_text())["results"]
+    before = [runs[0]["before"] for runs in found.values()]
+    assert before == before[:1] * 4  # what is kept, let through or dropped changes nothing until it is trained
+    load("finetuning").main([*arguments, "base"])
+    assert json.loads((tmp_path / "found.json").read_text())["results"] == found
+    assert "base" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_few_steps_are_measured_both_ways(load: Any, tmp_path: Path) -> None:
+    load("few_steps").main(["--timesteps", "1", "--batch", "2", "--repeats", "1", "--out", str(tmp_path / "found.json")])
+    found = json.loads((tmp_path / "found.json").read_text())["results"]
+    assert set(found) == {"packed", "bfloat16"}

@@ -30,7 +30,7 @@ SOURCE = re.compile(r"(?<![\w/.])((?:\w+/)+\w+\.py)\b")
 LINK = re.compile(r"!?\[(?:[^\[\]]|\[[^\]]*\])*\]\(([^)\s]+)\)")
 SNIPPETS = [
     (page, code)
-    for page in ("README.md", "docs/index.md", "docs/guides/conversion.md")
+    for page in ("README.md", "docs/index.md", "docs/guides/conversion.md", "docs/guides/chips.md")
     for code in re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
 ]
 MY_PROJECT = """
@@ -120,7 +120,12 @@ def test_snippets_run_as_programs(page: str, code: str, tmp_path: Path) -> None:
 
 
 def test_pages_have_their_snippets() -> None:
-    assert [page for page, _ in SNIPPETS] == ["README.md", "docs/index.md", *["docs/guides/conversion.md"] * 2]
+    assert [page for page, _ in SNIPPETS] == [
+        "README.md",
+        "docs/index.md",
+        *["docs/guides/conversion.md"] * 2,
+        *["docs/guides/chips.md"] * 2,
+    ]
 
 
 def test_the_readme_is_short() -> None:

@@ -222,6 +222,16 @@ def test_the_table_of_conversions_has_accuracy_and_bits(tables: Any, monkeypatch
     assert "| SpikingJelly LTB | 10.00 | 27.79 |" in text
 
 
+def test_the_table_of_fine_tuning_compares_equal_seeds(tables: Any) -> None:
+    def run(before: float, *after: float) -> dict[str, Any]:
+        return {"before": {"4": before}, "after": dict(zip(("1", "2", "4"), after))}
+
+    found = {"ann": 70.0, "results": {"base": [run(60, 30, 40, 61), run(62, 30, 42, 65)], "other": [run(60, 31, 41, 63)]}}
+    text = tables.finetuned(found)
+    assert "| base | 61.00 ± 1.41 | 63.00 ± 2.83 | 41.00 ± 1.41 | 30.00 ± 0.00 |  | 2 |" in text
+    assert "| other | 60.00 | 63.00 | 41.00 | 31.00 | +2.00 | 1 |" in text
+
+
 @pytest.fixture
 def opened(chromium: Any) -> Iterator[Tab]:
     with open_tab(chromium, height=1000) as found:

@@ -5,29 +5,36 @@ integers of Loihi 2: ``simulate(nir_file, inputs)`` returns every spike and outp
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from spikeprop_hardware.errors import HardwareError, LavaMissing, NirError, SpikepropError
+from spikeprop_hardware.errors import HardwareError, LavaMissing, NirError, SimulatorMissing, SpikepropError
 
 if TYPE_CHECKING:
-    from spikeprop_hardware.chip import ENERGY_MODEL, Activity, Budget, Chip, LayerBudget, activity, budget, energy_joules
+    from spikeprop_hardware.chip import ENERGY_MODEL, Activity, Budget, LayerBudget, activity, budget, energy_joules
     from spikeprop_hardware.environment import lava_is_ready, why_no_lava
     from spikeprop_hardware.events import binned
-    from spikeprop_hardware.graph import ALIF, GradedIF, SpikingMaxPool2d
+    from spikeprop_hardware.graph import ALIF, GradedIF, SpikingMaxPool2d, StepLIF
     from spikeprop_hardware.integer import IntegerNetwork
     from spikeprop_hardware.network import ChipNetwork, lay_out
     from spikeprop_hardware.netx import quantize_for_netx, write_netx
+    from spikeprop_hardware.onnx_step import run_onnx, step_model
     from spikeprop_hardware.quantization import LayerReport, Quantized, quantize
     from spikeprop_hardware.reading import read_nir
     from spikeprop_hardware.recording import Recording, SimulationResult
     from spikeprop_hardware.reference import Simulator
     from spikeprop_hardware.simulation import simulate
+    from spikeprop_hardware.streaming import Decision, Stream
+    from spikeprop_hardware.targets import Target, target
+    from spikeprop_hardware.targets.energy import energy_table
+    from spikeprop_hardware.targets.fitting import Finding, Fit, fits
 
 __all__ = [
     "ALIF",
     "ENERGY_MODEL",
     "Activity",
     "Budget",
-    "Chip",
     "ChipNetwork",
+    "Decision",
+    "Finding",
+    "Fit",
     "GradedIF",
     "HardwareError",
     "IntegerNetwork",
@@ -39,18 +46,27 @@ __all__ = [
     "Recording",
     "SimulationResult",
     "Simulator",
+    "SimulatorMissing",
     "SpikepropError",
     "SpikingMaxPool2d",
+    "StepLIF",
+    "Stream",
+    "Target",
     "activity",
     "binned",
     "budget",
     "energy_joules",
+    "energy_table",
+    "fits",
     "lava_is_ready",
     "lay_out",
     "quantize",
     "quantize_for_netx",
     "read_nir",
+    "run_onnx",
     "simulate",
+    "step_model",
+    "target",
     "why_no_lava",
     "write_netx",
 ]
@@ -63,11 +79,16 @@ _MODULES = (
     "recording",
     "quantization",
     "netx",
+    "onnx_step",
     "reference",
     "chip",
     "simulation",
+    "streaming",
     "events",
     "environment",
+    "targets",
+    "targets.fitting",
+    "targets.energy",
 )
 
 

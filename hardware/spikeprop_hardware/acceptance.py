@@ -12,10 +12,12 @@ simulation is off by more than WORST.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from spikeprop_hardware.errors import HardwareError
-from spikeprop_hardware.integer import ALIGN, DECAY_UNITY, STATE_LIMIT, IntegerPopulation
+from spikeprop_hardware.integer import DECAY_UNITY, IntegerPopulation
 from spikeprop_hardware.network import Population
 
 WORST = 0.25  # sum of a layer's relative errors
@@ -24,7 +26,9 @@ NEGLIGIBLE = 0.01  # largest current of a connection that may become 0, relative
 STEPS = 100  # that a leak acts for, where the number of steps is not known
 
 
-def check_layer(p: Population, q: IntegerPopulation, limits: list[float], factors: list[float], steps: int | None) -> None:
+def check_layer(
+    p: Population, q: IntegerPopulation, limits: list[float], factors: list[float], steps: int | None, narrow: bool = False
+) -> None:
     """Refuse a layer that its integers do not stand for.
 
     Args:
@@ -33,12 +37,15 @@ def check_layer(p: Population, q: IntegerPopulation, limits: list[float], factor
         limits: the largest value that each connection delivers.
         factors: what a value of 1 arrives as, by connection; other than 1 for real-valued input.
         steps: of a simulation, where they are known.
+        narrow: weights have fewer than 8 bits because the caller asked for that, so that their errors are reported only.
 
     Raises:
         HardwareError: naming the layer, the cause and what to do.
     """
-    _check_zeros(p, q, limits)
+    _check_zeros(p, q, limits, narrow)
     errors = layer_errors(p, q, limits, factors)
+    if narrow:
+        del errors["weights"]
     if sum(errors.values()) > WORST:
         worst = max(errors, key=lambda key: errors[key])
         raise HardwareError(
@@ -46,7 +53,7 @@ def check_layer(p: Population, q: IntegerPopulation, limits: list[float], factor
             f"(with all other errors {100 * sum(errors.values()):.3g} %; at most {100 * WORST:g} % are accepted); "
             f"{_remedy(worst, p, limits)}"
         )
-    rows = _row_error(p, q, limits, factors)
+    rows = 0.0 if narrow else _row_error(p, q, limits, factors)
     if rows > WORST_ROWS:
         raise HardwareError(
             f"layer {p.name!r} cannot be held in the chip's integers: relative to their own weights, its neurons' weights would "
@@ -64,7 +71,7 @@ def _weight_error(p: Population, q: IntegerPopulation, limits: list[float], fact
         size = float(np.linalg.norm(c.matrix.data))
         if size:
             brings = float(abs(c.matrix).sum(axis=1).max()) * limit
-            back = held.matrix.data * (2.0 ** (held.exponent + 1) * x / q.scale)
+            back = held.real().data * (x / q.scale)
             total += brings
             wrong += brings * float(np.linalg.norm(back - c.matrix.data)) / size
     return wrong / total if total else 0.0
@@ -75,7 +82,7 @@ def _row_error(p: Population, q: IntegerPopulation, limits: list[float], factors
     wrong = square = np.zeros(len(p.bias))
     for c, held, limit, x in zip(p.connections, q.connections, limits, factors):
         off = c.matrix.astype(np.float64)
-        off.data = held.matrix.data * (2.0 ** (held.exponent + 1) * x / q.scale) - c.matrix.data
+        off.data = held.real().data * (x / q.scale) - c.matrix.data
         wrong = wrong + limit**2 * off.power(2).sum(axis=1).A1
         square = square + limit**2 * c.matrix.power(2).sum(axis=1).A1
     reach = _reach(p, limits)
@@ -93,13 +100,13 @@ def layer_errors(p: Population, q: IntegerPopulation, limits: list[float], facto
     return {"weights": _weight_error(p, q, limits, factors)} | {what: float(np.minimum(e, 1.0).mean()) for what, e in off.items()}
 
 
-def dropped(exponent: int) -> float:
+def dropped(exponent: int | np.ndarray) -> Any:
     """What (2 * sum) >> -exponent rounds away, in the mean over all sums: nothing at -1, which undoes the 2; at most 0.5."""
-    return max(0.0, 0.5 - 2.0**exponent)
+    return np.maximum(0.0, 0.5 - 2.0 ** np.asarray(exponent, np.float64))
 
 
-def _check_zeros(p: Population, q: IntegerPopulation, limits: list[float]) -> None:
-    """Weights that matter must not all become 0: of the layer, of a connection, of a neuron."""
+def _check_zeros(p: Population, q: IntegerPopulation, limits: list[float], narrow: bool) -> None:
+    """Weights that matter must not all become 0: of the layer, of a connection, and if not ``narrow`` of a neuron."""
     reach = [abs(c.matrix).sum(axis=1).A1 * limit for c, limit in zip(p.connections, limits)]
     theta = np.full(len(p.bias), np.max(np.sum(reach, axis=0), initial=0.0)) if p.theta is None else p.theta
     for c, held, most in zip(p.connections, q.connections, reach):
@@ -110,7 +117,7 @@ def _check_zeros(p: Population, q: IntegerPopulation, limits: list[float]) -> No
             )
     left = np.sum([abs(held.matrix).sum(axis=1).A1 for held in q.connections], axis=0)
     lost = np.flatnonzero((np.sum(reach, axis=0) > theta * (1 if p.theta is not None else NEGLIGIBLE)) & (left == 0))
-    if len(lost):
+    if len(lost) and not narrow:
         raise HardwareError(
             f"layer {p.name!r} cannot be held in the chip's integers: the weights of {len(lost):,} of its {len(theta):,} neurons "
             f"(the first is number {lost[0]}) would all become 0; {_remedy('weights', p, limits)}"
@@ -143,16 +150,17 @@ def _reach(p: Population, limits: list[float]) -> np.ndarray:
 def _check_start(p: Population, q: IntegerPopulation) -> None:
     if p.theta is None:
         return
-    if p.adaptation is not None and np.rint(p.adaptation.max() * q.scale * 2**ALIGN) >= STATE_LIMIT:
+    if p.adaptation is not None and np.rint(p.adaptation.max() / q.unit) >= q.limit:
         raise HardwareError(
             f"layer {p.name!r} raises its thresholds by up to {p.adaptation.max():.4g}, {(p.adaptation / p.theta).max():.3g} "
-            "times themselves, beyond the chip's 24 bits; neurons then fire once a sample, so use a smaller adaptation"
+            f"times themselves, beyond the chip's {q.state_bits} bits; neurons then fire once a sample, so use a smaller "
+            "adaptation"
         )
-    start = np.abs(np.rint(p.v_init * p.theta * q.scale * 2**ALIGN)).max(initial=0.0)
-    if start >= STATE_LIMIT:
+    start = np.abs(np.rint(p.v_init * p.theta / q.unit)).max(initial=0.0)
+    if start >= q.limit:
         raise HardwareError(
-            f"layer {p.name!r} starts at {np.abs(p.v_init).max():.4g} times its threshold, beyond the chip's 24 bits; v_init "
-            "is usually between 0 and 1"
+            f"layer {p.name!r} starts at {np.abs(p.v_init).max():.4g} times its threshold, beyond the chip's "
+            f"{q.state_bits} bits; v_init is usually between 0 and 1"
         )
 
 

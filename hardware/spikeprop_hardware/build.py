@@ -100,7 +100,7 @@ def _connect(population: Any, process: Any, ports: dict[str, Any]) -> None:
     from spikeprop_hardware.processes.declaration import parts_of
     from spikeprop_hardware.processes.soft_reset import DelayLine
 
-    connections = _by_source(population) if population.pools else population.connections
+    connections = _by_source(population) if population.pools else _by_exponent(population)
     if not population.pools and parts_of(population) > 1:
         connections = _beside(population)
     for connection in connections:
@@ -112,6 +112,18 @@ def _connect(population: Any, process: Any, ports: dict[str, Any]) -> None:
         synapse = _synapse(connection)
         port.connect(synapse.s_in)
         synapse.a_out.connect(process.a_in)
+
+
+def _by_exponent(population: Any) -> list[Any]:
+    """Connections of one exponent each: one with exponents by neuron is the sum of those."""
+    found = []
+    for connection in population.connections:
+        exponent = getattr(connection, "exponent", 0)
+        for e in np.unique(exponent) if isinstance(exponent, np.ndarray) else ():
+            rows = sparse.diags((exponent == e).astype(np.int32), format="csr")
+            found.append(replace(connection, matrix=(rows @ connection.matrix).tocsr(), exponent=int(e)))
+        found += [] if isinstance(exponent, np.ndarray) else [connection]
+    return found
 
 
 def _by_source(population: Population | IntegerPopulation) -> list[Connection | IntegerConnection]:

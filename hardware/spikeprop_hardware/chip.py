@@ -1,25 +1,14 @@
-"""What a network needs on Loihi 2: neurons, synapses, fan-in and fan-out, axons, cores, chips; SynOps and an energy estimate.
+"""What a network needs on a chip: neurons, synapses, fan-in and fan-out, axons, cores, chips; SynOps and an energy estimate.
 
-Published, with the source that was read: a chip has 128 neuron cores, up to 1 million neurons (so 8192 a core) and 120 million
-synapses (open-neuromorphic.org, "Loihi 2 - Intel"), and 192 KB of memory a core, 25 MB in all (matzavreview.com, 4 October
-2021, on Intel's slides). The largest system, Hala Point, has 1152 chips (eenewseurope.com, "Intel breaks a billion neurons
-...", April 2024; its 140,544 cores are 122 a chip, which is not modelled here). Delays reach 62 steps: Intel's lava-dl clamps
-those of synapses there (``lava/lib/dl/netx/hdf5.py``). Intel's own brief on the chip ("Taking Neuromorphic Computing to the
-Next Level with Loihi 2", 2021) was not available, so the numbers of the chip come from secondary sources.
+``targets/`` says what each chip holds, and where that is published. A synapse and a neuron's state lie in the core of the neuron
+that reads; a core's neurons are neighbours in C-order. A graded neuron keeps the sum that it has sent, and one whose current
+outlives its step or whose threshold adapts keeps that. A window of max pooling is a neuron with a count for each of its places,
+of which it can distinguish few (fewer of graded neurons: processes/max_pool.py). On a chip whose cores are layers (Speck) a layer
+takes one, and targets/fitting.py says whether it holds it.
 
-Assumed, since it is not published: a synapse takes one byte for its 8-bit weight, and one more for its target where a connection
-is not dense; a neuron takes three 32-bit words (potential, threshold, bias); both lie in the core of the neuron that reads. A
-graded neuron takes another word for the sum that it has sent, and one whose current outlives its step or whose threshold adapts
-takes another for that. A window of max pooling is a neuron with another 16-bit count for each of its places, and can distinguish
-15 of them (fewer of graded neurons: processes/max_pool.py). A core's neurons are neighbours in C-order. Loihi 2 can share a
-convolution's weights, which is not counted on here, so convolutional layers may need fewer cores than this says. How many axons a
-core of Loihi 2 has is not published either (the first Loihi: 4096 in and 4096 out): they are counted, but not limited.
-
-Energy: Intel has published no energy of a single operation for Loihi 2. The estimate takes those of the *first* Loihi, 23.6 pJ
-a synaptic operation and 81 pJ an update of an active neuron (Davies et al. 2018, IEEE Micro 38(1), from simulation before the
-silicon; the paper was not available, and ``keras_spiking/model_energy.py``, which cites it, has these numbers, the former with
-3.5 pJ more that it does not explain), every neuron active at every step; traffic between cores, input, host and idle power are
-left out.
+Energy: Intel has published no energy of a single operation for Loihi 2. The estimate takes those of the *first* Loihi
+(targets/loihi.py), 23.6 pJ a synaptic operation and 81 pJ an update of an active neuron, every neuron active at every step;
+traffic between cores, input, host and idle power are left out.
 
     energy = 23.6 pJ * (sum over spikes of their fan-out * payload bits) + 81 pJ * neurons * steps
 
@@ -29,8 +18,9 @@ bit counts as one synaptic operation (an addition of the shifted weight), the si
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -38,32 +28,16 @@ from spikeprop_hardware.errors import HardwareError
 from spikeprop_hardware.integer import IntegerConnection, IntegerNetwork, IntegerPopulation
 from spikeprop_hardware.network import ChipNetwork, Connection, Population
 from spikeprop_hardware.reference import Simulator
+from spikeprop_hardware.targets.loihi import SYNOP, UPDATE, Loihi2
+from spikeprop_hardware.targets.pattern import Joins, Pattern, Stored
+from spikeprop_hardware.targets.target import Target
 
 ENERGY_MODEL = "chip estimate, first Loihi"  # its name in every table
-SYNOP_JOULES = 23.6e-12
-UPDATE_JOULES = 81e-12
+SYNOP_JOULES, UPDATE_JOULES = SYNOP.least, UPDATE.most
+LOIHI2 = Loihi2()
 BATCH = 50  # samples whose spikes are held at once
 AnyPopulation = Population | IntegerPopulation
 AnyConnection = Connection | IntegerConnection
-
-
-@dataclass(frozen=True, kw_only=True)
-class Chip:
-    """Limits of a chip and of the largest system of them; see the module for what is published and what is assumed."""
-
-    cores: int = 128
-    neurons_per_core: int = 8192
-    bytes_per_core: int = 192 * 1024
-    synapses: int = 120_000_000
-    delay: int = 62
-    chips: int = 1152
-    bytes_per_weight: int = 1
-    bytes_per_target: int = 1
-    bytes_per_neuron: int = 12
-    bytes_per_count: int = 2
-    places: int = 15
-    bytes_per_sent: int = 4
-    bytes_per_state: int = 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,7 +50,7 @@ class LayerBudget:
         axons: pairs of (a neuron that sends to this layer, a core of this layer that it reaches).
         axons_per_core: the most that end in one core.
         bytes: memory, as assumed.
-        cores: that hold the layer, which shares them with no other.
+        cores: that hold the layer, which shares them with no other (on a chip of one core: that core).
         spike_bits: that say what a neuron sends in a step: 1, or those of a payload and its sign; 0 of the output.
         bound: what fills the cores: "memory", "neurons", or "" where one core is enough.
     """
@@ -124,23 +98,32 @@ class Activity:
     synops: float
 
 
-def budget(network: ChipNetwork | IntegerNetwork, chip: Chip = Chip()) -> Budget:
-    """The layout of a network on the cores of Loihi 2."""
-    reached = _fan_out(network)
+def budget(network: ChipNetwork | IntegerNetwork, chip: Target = LOIHI2) -> Budget:
+    """The layout of a network on the cores of a chip.
+
+    Args:
+        network: laid out; or an outline, whose connections are patterns (``spikeprop.snn.outline``).
+        chip: the target; where its output is spikes, the host sums those of the last layer of neurons.
+    """
+    on_chip = [p for p in network.populations if chip.real_output or p.theta is not None]
+    reached = _fan_out(network, on_chip)
     layers, problems = [], []
-    for population in network.populations:
+    for population in on_chip:
         layer, wrong = _layer(population, int(reached[population.name].max(initial=0)), chip)
         layers.append(layer)
         problems += wrong
-    cores = sum(layer.cores for layer in layers)
-    chips = max(-(-cores // chip.cores), -(-sum(layer.synapses for layer in layers) // chip.synapses))
-    if chips > chip.chips:
+    cores = 1 if chip.cores == chip.chips == 1 else sum(layer.cores for layer in layers)
+    synapses = sum(layer.synapses for layer in layers)
+    chips = max(-(-cores // chip.cores) if chip.cores else 1, -(-synapses // chip.synapses) if chip.synapses else 1)
+    if chip.chips is not None and chips > chip.chips and layers:
         largest = max(layers, key=lambda layer: layer.cores)
         problems.append(
             f"the network needs {chips:,} chips, and the largest system has {chip.chips:,}; layer {largest.name!r} alone takes "
             f"{largest.cores:,} cores: give it fewer channels, or pool before it"
         )
-    return Budget(layers=layers, cores=cores, chips=chips, problems=problems, needs=_needs(network, chip))
+    return Budget(
+        layers=layers, cores=cores, chips=chips, problems=problems, needs=_needs(network, chip) if chip.bytes_per_state else []
+    )
 
 
 def _more_state(population: AnyPopulation) -> list[str]:
@@ -151,7 +134,7 @@ def _more_state(population: AnyPopulation) -> list[str]:
     return [what for what, values in kept.items() if values is not None]
 
 
-def _needs(network: ChipNetwork | IntegerNetwork, chip: Chip) -> list[str]:
+def _needs(network: ChipNetwork | IntegerNetwork, chip: Target) -> list[str]:
     """Programs of neurons that keep more than a potential, time steps of a step, and graded spikes."""
     found = _graded_spikes(network, chip)
     for what in ("synaptic currents", "adaptive thresholds"):
@@ -166,13 +149,13 @@ def _needs(network: ChipNetwork | IntegerNetwork, chip: Chip) -> list[str]:
     return found
 
 
-def _graded_spikes(network: ChipNetwork | IntegerNetwork, chip: Chip) -> list[str]:
+def _graded_spikes(network: ChipNetwork | IntegerNetwork, chip: Target) -> list[str]:
     """Graded spikes, where a layer sends them, and what they cost beside spikes of one bit."""
     graded = {p.name: p for p in network.populations if p.signed}
     if not graded:
         return []
     bits = sorted({p.spike_bits for p in graded.values()})
-    extra = chip.bytes_per_sent * sum(len(p.bias) for p in graded.values() if not p.pools)
+    extra = (chip.bytes_per_sent or 0) * sum(len(p.bias) for p in graded.values() if not p.pools)
     return [
         f"graded spikes, as Loihi 2 has them and the first Loihi has not: {' or '.join(map(str, bits))} bits a spike (with its "
         f"sign) of layers {', '.join(graded)}; each payload bit of a synaptic event counts as an operation, {extra:,} bytes hold "
@@ -214,44 +197,30 @@ def energy_joules(network: ChipNetwork | IntegerNetwork, active: list[Activity],
     return SYNOP_JOULES * sum(layer.synops for layer in active) + UPDATE_JOULES * neurons * steps * network.stride
 
 
-def _fan_out(network: ChipNetwork | IntegerNetwork) -> dict[str, np.ndarray]:
-    """Synapses that a spike of each neuron reaches, by layer, the input included."""
+def _fan_out(network: ChipNetwork | IntegerNetwork, readers: Sequence[AnyPopulation] | None = None) -> dict[str, np.ndarray]:
+    """Synapses that a spike of each neuron reaches, by layer, the input included; default those of all readers."""
     sizes = {network.input: int(np.prod(network.input_shape)), **{p.name: len(p.bias) for p in network.populations}}
     reached = {name: np.zeros(size, np.int64) for name, size in sizes.items()}
-    for population in network.populations:
+    for population in network.populations if readers is None else readers:
         for c in population.connections:
-            reached[c.source] += np.bincount(c.matrix.indices, minlength=sizes[c.source])
+            reached[c.source] += _joins(c).per_source()
     return reached
 
 
-def _layer(population: AnyPopulation, fan_out: int, chip: Chip) -> tuple[LayerBudget, list[str]]:
-    fan_in = np.sum([np.diff(c.matrix.indptr) for c in population.connections], axis=0)
-    memory = chip.bytes_per_neuron + np.sum([_synapse_bytes(c, chip) for c in population.connections], axis=0)
-    if population.pools:
-        memory = memory + chip.bytes_per_count * fan_in
-    elif population.signed:
-        memory = memory + chip.bytes_per_sent
-    memory = memory + chip.bytes_per_state * len(_more_state(population))
-    problems = [
-        f"layer {population.name!r} delays spikes of {c.source!r} by {c.delay} steps, and a synapse delays them by at most "
-        f"{chip.delay}; shorten the path that the connection goes around"
-        for c in population.connections
-        if c.delay > chip.delay
-    ]
-    places = (chip.places - 1) // population.spike_bits + 1
-    if population.pools and fan_in.max(initial=0) > places:
-        bits = f" where spikes have {population.spike_bits} bits" if population.signed else ""
-        problems.append(
-            f"layer {population.name!r} pools windows of {fan_in.max()} places, and a neuron can distinguish {places}{bits}; "
-            "pool twice with smaller windows, or average"
-        )
-    if memory.max() > chip.bytes_per_core:
-        problems.append(
-            f"layer {population.name!r} has neurons with {fan_in.max():,} synapses, {memory.max():,} bytes, and a core holds "
-            f"{chip.bytes_per_core:,}; reduce what it reads: pool before it, or split it in two layers"
-        )
+def _joins(connection: AnyConnection) -> Joins:
+    """The neurons that a connection joins: entry by entry, or of an outline by shapes."""
+    matrix: Any = connection.matrix
+    return matrix if isinstance(matrix, Pattern) else Stored(matrix)
+
+
+def _layer(population: AnyPopulation, fan_out: int, chip: Target) -> tuple[LayerBudget, list[str]]:
+    joined = [_joins(c) for c in population.connections]
+    counts = [joins.per_target() for joins in joined]
+    fan_in = np.sum(counts, axis=0)
+    each = [(chip.bytes_per_weight or 0) + (0 if joins.dense() else chip.bytes_per_target or 0) for joins in joined]
+    memory = _memory(population, fan_in, chip) + sum(size * count for size, count in zip(each, counts))
     edges = list(_cores(memory, chip))
-    ends = [sum(_sources(c, *edge) for c in population.connections) for edge in edges]
+    ends = [sum(joins.sources(*edge) for joins in joined) for edge in edges]
     size, full = len(memory), len(edges) > 1
     layer = LayerBudget(
         name=population.name,
@@ -266,28 +235,55 @@ def _layer(population: AnyPopulation, fan_out: int, chip: Chip) -> tuple[LayerBu
         spike_bits=0 if population.theta is None else population.spike_bits,
         bound=("neurons" if max(b - a for a, b in edges) == chip.neurons_per_core else "memory") if full else "",
     )
-    return layer, problems
+    return layer, _problems(population, layer, int(memory.max(initial=0)), chip)
 
 
-def _synapse_bytes(connection: AnyConnection, chip: Chip) -> np.ndarray:
-    """By target neuron."""
-    rows, columns = connection.matrix.shape
-    dense = connection.matrix.nnz == rows * columns
-    return np.diff(connection.matrix.indptr) * (chip.bytes_per_weight + (0 if dense else chip.bytes_per_target))
+def _memory(population: AnyPopulation, fan_in: np.ndarray, chip: Target) -> np.ndarray:
+    """Bytes of each neuron beside its synapses, as far as they are known."""
+    memory = np.full(len(fan_in), chip.bytes_per_neuron or 0, np.int64)
+    if population.pools:
+        memory += (chip.bytes_per_count or 0) * fan_in
+    elif population.signed:
+        memory += chip.bytes_per_sent or 0
+    return memory + (chip.bytes_per_state or 0) * len(_more_state(population))
 
 
-def _cores(memory: np.ndarray, chip: Chip) -> Iterator[tuple[int, int]]:
+def _problems(population: AnyPopulation, layer: LayerBudget, largest: int, chip: Target) -> list[str]:
+    """Why a layer cannot be placed, and what to do; ``largest``: bytes of the neuron that takes the most."""
+    name = layer.name
+    problems = [
+        f"layer {name!r} delays spikes of {c.source!r} by {c.delay} steps, and a synapse delays them by at most "
+        f"{chip.delay}; shorten the path that the connection goes around"
+        for c in population.connections
+        if chip.delay is not None and c.delay > chip.delay
+    ]
+    places = None if chip.places is None else (chip.places - 1) // population.spike_bits + 1
+    if population.pools and places is not None and layer.fan_in > places:
+        bits = f" where spikes have {population.spike_bits} bits" if population.signed else ""
+        problems.append(
+            f"layer {name!r} pools windows of {layer.fan_in} places, and a neuron can distinguish {places}{bits}; "
+            "pool twice with smaller windows, or average"
+        )
+    if chip.bytes_per_core is not None and largest > chip.bytes_per_core:
+        problems.append(
+            f"layer {name!r} has neurons with {layer.fan_in:,} synapses, {largest:,} bytes, and a core holds "
+            f"{chip.bytes_per_core:,}; reduce what it reads: pool before it, or split it in two layers"
+        )
+    if chip.axons_in is not None and layer.axons_per_core > chip.axons_in:
+        problems.append(
+            f"layer {name!r} has a core that {layer.axons_per_core:,} neurons send to, and a core has {chip.axons_in:,} axons "
+            "for input; reduce what it reads: pool before it, or give the layer before it fewer channels"
+        )
+    return problems
+
+
+def _cores(memory: np.ndarray, chip: Target) -> Iterator[tuple[int, int]]:
     """First and last + 1 neuron of each core, filled one after another; a neuron that no core can hold gets a core of its own."""
     filled, start = np.cumsum(memory), 0
+    held, count = chip.bytes_per_core or np.inf, chip.neurons_per_core or len(memory)
     while start < len(memory):
         before = filled[start - 1] if start else 0
-        end = int(np.searchsorted(filled, before + chip.bytes_per_core, side="right"))
-        end = min(max(end, start + 1), start + chip.neurons_per_core)
+        end = int(np.searchsorted(filled, before + held, side="right"))
+        end = min(max(end, start + 1), start + count)
         yield start, end
         start = end
-
-
-def _sources(connection: AnyConnection, start: int, end: int) -> int:
-    """How many neurons send to the targets from ``start`` to ``end``."""
-    first, last = connection.matrix.indptr[[start, end]]
-    return len(np.unique(connection.matrix.indices[first:last]))

@@ -13,5 +13,9 @@ class HardwareError(SpikepropError):
     """A network does not fit the hardware, or its simulation cannot be started or failed."""
 
 
-class LavaMissing(HardwareError):
+class SimulatorMissing(HardwareError):
+    """A simulator is not on this machine, and its environment cannot be made."""
+
+
+class LavaMissing(SimulatorMissing):
     """Lava is not on this machine: there is no Python 3.10, or its environment cannot be made."""

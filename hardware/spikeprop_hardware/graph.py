@@ -1,13 +1,18 @@
 """What a NIR graph means beyond its standard nodes: our own nodes, and what metadata says. neurons.py has the neurons' equations,
 topology.py the order of nodes, matrix.py the linear nodes.
 
-A neuron node's metadata holds what NIR has no field for: ``reset`` ("zero", NIR's own, or "subtract"), ``dt`` in the unit of tau,
-``leak`` and ``synaptic_leak`` (exact, where tau is rounded), and ``v_init`` (start potential as a fraction of the threshold). The
-graph's metadata may name the ``encoder`` that makes its inputs, and say how its output is read. NIR's Output has a value at each
-step: what arrives there, or the potential of the integrator (LI, I, CubaLI) that it reads. ``read`` says what a simulation makes
-of them, "sum" (the default), "mean", "last" or "max"; a sum or mean counts from the step ``readout_from`` on.
+NIR's neurons reset to zero and start there. A node's metadata says ``dt`` in the unit of tau, and ``leak`` and ``synaptic_leak``
+(exact, where tau is rounded): a reader that has a time step of its own needs none of them. The graph's metadata may name the
+``encoder`` that makes its inputs, and say how its output is read. NIR's Output has a value at each step: what arrives there, or
+the potential of the integrator (LI, I, CubaLI) that it reads. ``read`` says what a simulation makes of them, "sum" (the default),
+"mean", "last" or "max"; a sum or mean counts from the step ``readout_from`` on.
 
-Three kinds of nodes are our own. ``GradedIF`` are integrate-and-fire neurons whose spikes carry whole numbers of both signs: with
+Four kinds of nodes are our own, for NIR's rule is that no reader relies on metadata. ``StepLIF`` are leaky integrate-and-fire
+neurons in steps, with a synaptic current i or none, that subtract their threshold or start elsewhere:
+
+    i = synaptic_leak i + I;   u = leak v + i;   o = 1 where u > v_threshold;   v = u - v_threshold o, or 0 with ``to_zero``
+
+``GradedIF`` are integrate-and-fire neurons whose spikes carry whole numbers of both signs: with
 q = v_threshold / 2^(levels-1), the smallest level, and most = 2^levels - 1,
 
     u = v + I;   k = the largest of 0..most with k q < u;   below 0, k = -(the least of 0..most that lifts u to 0);   v = u - k q
@@ -28,7 +33,8 @@ The number of spikes that a window has sent is the largest count of its places: 
 never fall below 0, so padding and places that never fire count 0, and a window's spike is 0 or 1, or a whole number of either
 sign, no larger than theirs, where the neurons before it are graded. NIR 1.0.8 has no such nodes, and no composition of its nodes
 is equal. An importer that does not know a mark in the metadata of a standard node would ignore it and run another network; a
-node type that it does not know it refuses. (Files of before have neurons of one level as IF nodes marked ``signed``.)
+node type that it does not know it refuses. (Files of before have marks: ``reset`` "subtract" and ``v_init`` on IF, LIF and
+CubaLIF nodes, and ``signed`` on neurons of one level, as IF.)
 """
 
 from __future__ import annotations
@@ -86,6 +92,30 @@ class GradedIF(nir.NIRNode):
 
 
 @dataclass(eq=False)
+class StepLIF(nir.NIRNode):
+    """Integrate-and-fire neurons that NIR's IF, LIF and CubaLIF are not; see the module. Factors are those of one step.
+
+    Attributes:
+        v_threshold: positive, of the neurons' shape.
+        leak: factor on the potential in each step, from 0 to 1; like the next two one number, or of the neurons' shape.
+        synaptic_leak: factor on the current in each step, from 0 (it does not outlive its step) to 1.
+        v_init: potential before the first step, as a fraction of the threshold.
+        to_zero: 1 where a spike sets the potential to 0, else 0.
+    """
+
+    v_threshold: np.ndarray
+    leak: np.ndarray | float = 1.0
+    synaptic_leak: np.ndarray | float = 0.0
+    v_init: np.ndarray | float = 0.0
+    to_zero: int = 0
+
+    def __post_init__(self) -> None:
+        shape = np.array(np.shape(self.v_threshold))
+        self.input_type: Any = {"input": shape}
+        self.output_type: Any = {"output": shape}
+
+
+@dataclass(eq=False)
 class ALIF(nir.NIRNode):
     """Leaky integrate-and-fire neurons with an adaptive threshold; see the module. Factors are those of one step.
 
@@ -111,9 +141,9 @@ class ALIF(nir.NIRNode):
         self.output_type: Any = {"output": shape}
 
 
-NEURONS = (nir.IF, nir.LIF, nir.CubaLIF, GradedIF, ALIF)
+NEURONS = (nir.IF, nir.LIF, nir.CubaLIF, StepLIF, GradedIF, ALIF)
 INTEGRATORS = (nir.LI, nir.I, nir.CubaLI)  # right before the output
-OWN = {kind.__name__: kind for kind in (ALIF, GradedIF, SpikingMaxPool2d)}  # by the name of their type in a file
+OWN = {kind.__name__: kind for kind in (StepLIF, ALIF, GradedIF, SpikingMaxPool2d)}  # by the name of their type in a file
 Read = Literal["sum", "mean", "last", "max"]
 SPIKING_ENCODERS = ("Poisson", "Latency", "Delta")  # whose inputs are -1, 0 and 1
 READS: tuple[Read, ...] = get_args(Read)

@@ -12,29 +12,60 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import cached_property
+from itertools import pairwise
+from typing import Literal
 
 import numpy as np
+from scipy import sparse
 
+from spikeprop_hardware.errors import HardwareError
 from spikeprop_hardware.integer import MANTISSA
 from spikeprop_hardware.network import Connection
 
 OCTAVE = 32  # scales tried per factor of two
+MANY = 2**20  # entries of a matrix, from which its rows are looked at
 SAMPLE = 50_000  # different weights of a layer that the search uses; the report counts all
 ROUNDING = 1 - 1e-9  # errors that differ by less are equal
 
 
-class WeightErrors:
-    """Relative error of a connection's weights by n."""
+Bits = int | Literal["ternary"]
+FORMATS: tuple[Bits, ...] = (8, 6, 4, 2, "ternary")  # that are compared
+Range = tuple[int, int]
 
-    def __init__(self, connection: Connection):
-        values, counts = np.unique(np.abs(connection.matrix.data), return_counts=True)
+
+def mantissas(bits: Bits) -> Range:
+    """The least and the largest mantissa of a weight format: -2^(bits-1) to 2^(bits-1) - 1; ternary: -1, 0 and 1.
+
+    Raises:
+        HardwareError: a format that is none.
+    """
+    if bits == "ternary":
+        return -1, 1
+    if not isinstance(bits, int) or not 2 <= bits <= 8:
+        raise HardwareError(f"weights of {bits!r} bits; a format has 2 to 8 bits, or is 'ternary'")
+    return -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
+
+
+class WeightErrors:
+    """Relative error of weights by n, of a connection or of some of its weights."""
+
+    def __init__(self, weights: Connection | np.ndarray, held: Range = MANTISSA):
+        self._held = held
+        if isinstance(weights, np.ndarray):
+            values, counts = np.unique(np.abs(weights), return_counts=True)
+        else:
+            values, counts = _counted(weights.matrix)
         thinned = slice(None, None, -(-len(values) // SAMPLE) or 1)
         self._values, self._counts = values[::-1][thinned], counts[::-1][thinned]
         self._energy = float((self._counts * self._values**2).sum())
         self._known: dict[int, float] = {}
         top = float(values[-1]) if len(values) else 0.0
-        self._first = int(np.floor(OCTAVE * np.log2(MANTISSA[1] / top))) if top else 0
+        self._first = int(np.floor(OCTAVE * np.log2(held[1] / top))) if top else 0
         self._window = range(self._first - OCTAVE + 1, self._first + 2 * OCTAVE)
+
+    def usual(self, n: int) -> bool:
+        """Whether n is in the window; where all weights are 0 every n is."""
+        return n in self._window or not self._energy
 
     def at(self, n: int) -> float:
         """The error on grid n; 0 where all weights are 0."""
@@ -42,7 +73,7 @@ class WeightErrors:
             return 0.0
         if n not in self._known:
             grid = 2.0 ** (n / OCTAVE)
-            held = clip(self._values * grid) / grid
+            held = clip(self._values * grid, self._held) / grid
             self._known[n] = (float((self._counts * (held - self._values) ** 2).sum()) / self._energy) ** 0.5
         return self._known[n]
 
@@ -69,10 +100,64 @@ class WeightErrors:
     def _least_clipped(self) -> float:
         """What clipping alone costs on the coarsest grid beyond the window; every finer one clips more."""
         grid = 2.0 ** (self._window.stop / OCTAVE)
-        lost = np.maximum(self._values - MANTISSA[1] / grid, 0.0)
+        lost = np.maximum(self._values - self._held[1] / grid, 0.0)
         return (float((self._counts * lost**2).sum()) / self._energy) ** 0.5 if self._energy else 0.0
 
 
-def clip(values: np.ndarray) -> np.ndarray:
+def _counted(matrix: sparse.csr_matrix) -> tuple[np.ndarray, np.ndarray]:
+    """The sizes of a matrix's entries, ascending, and how often each is there. A convolution's rows repeat, and equal ones are
+    sorted once."""
+    data = np.abs(matrix.data)
+    if len(data) < MANY:
+        return np.unique(data, return_counts=True)
+    times: dict[bytes, list[int]] = {}
+    for a, b in pairwise(matrix.indptr):
+        times.setdefault(data[a:b].tobytes(), [0])[0] += 1
+    found: dict[int, list[np.ndarray]] = {}
+    for row, (n,) in times.items():
+        found.setdefault(n, []).append(np.frombuffer(row, data.dtype))
+    parts = [(n, *np.unique(np.concatenate(rows), return_counts=True)) for n, rows in found.items()]
+    values, places = np.unique(np.concatenate([v for _, v, _ in parts]), return_inverse=True)
+    counts = np.bincount(places, np.concatenate([n * c for n, _, c in parts]), len(values))
+    return values, counts.astype(np.int64)
+
+
+class ChannelErrors:
+    """``WeightErrors`` of a connection whose channels have exponents of their own.
+
+    Args:
+        connection: whose rows, neurons in C-order, are ``channels`` of equal size.
+        channels: how many; each neuron of a dense layer is one.
+        held: the range of mantissas.
+    """
+
+    def __init__(self, connection: Connection, channels: int, held: Range):
+        data, size = connection.matrix.data, connection.matrix.shape[0] // channels
+        edges = connection.matrix.indptr[::size]
+        parts = [data[a:b] for a, b in pairwise(edges)]
+        self._tables = [WeightErrors(part, held) for part in parts]
+        self._energies = np.array([float((part**2).sum()) for part in parts])
+        self._known: dict[int, np.ndarray] = {}
+
+    def best(self, grids: Mapping[int, int]) -> tuple[np.ndarray, float]:
+        """Each channel's exponent with the least error, and the error of all of them; ``grids`` has each exponent's n."""
+        order = sorted(grids, key=abs)
+        errors = np.stack([self._at(grids[e]) for e in order])
+        reached = np.isfinite(errors).any(0)
+        chosen = np.array(order)[np.argmin(errors, axis=0)]
+        least = np.min(errors, axis=0)
+        for i in np.flatnonzero(~reached):
+            chosen[i], least[i] = self._tables[i].best(grids)
+        energy = float(self._energies.sum())
+        return chosen, float((least**2 * self._energies).sum() / energy) ** 0.5 if energy else 0.0
+
+    def _at(self, n: int) -> np.ndarray:
+        """Errors by channel; infinite where n is outside a channel's window."""
+        if n not in self._known:
+            self._known[n] = np.array([t.at(n) if t.usual(n) else np.inf for t in self._tables])
+        return self._known[n]
+
+
+def clip(values: np.ndarray, held: Range = MANTISSA) -> np.ndarray:
     """Mantissas of real values in units of the grid."""
-    return np.clip(np.rint(values), *MANTISSA)
+    return np.clip(np.rint(values), *held)

@@ -1,7 +1,8 @@
 """An integer network: a ``ChipNetwork`` in the number formats of Loihi 2, and the file that carries it into Lava's Python.
 
 A synapse adds ``a = (sum of 2*m*s) << exponent`` (``>>`` with a negative one; m is an 8-bit mantissa, -128..127; the chip
-drops the lowest of nine bits where signs are mixed, hence the 2). A neuron, all state in 24 bits:
+drops the lowest of nine bits where signs are mixed, hence the 2). A connection has one exponent, or one for each neuron that
+reads it, where a chip has that. A neuron, all state in 24 bits:
 
     u = wrap(a << 6);   v = clip(sign(v) * (|v| * (4096 - decay) >> 12) + u + (bias << bias_exponent))
     spike = v > (theta << 6);   v = v - (theta << 6) where it spiked (or 0 with hard reset)
@@ -10,8 +11,10 @@ drops the lowest of nine bits where signs are mixed, hence the 2). A neuron, all
     graded neurons: theta is the smallest level; a spike carries k, as graph.py says, of v, and v = v - k * (theta << 6)
     max pooling: a spike each is counted, exactly (m = 1, exponent = -1: a = s), and v is the largest count, a whole number
 
-A potential v stands for the real potential v / 64 / scale. Formats as in Lava's bit-accurate LIF (lava-nc 0.10,
-lava/proc/lif/models.py), with its current decaying at once, and as documented for Loihi (Davies et al. 2018).
+A potential v stands for the real potential v / 64 / scale. A chip of ``state_bits`` other than 24 has its limits there, and
+shifts currents and thresholds up by ``align`` = 0 in place of 6, since its state has no bits to spare. Formats as in Lava's
+bit-accurate LIF (lava-nc 0.10, lava/proc/lif/models.py), with its current decaying at once, and as documented for Loihi (Davies
+et al. 2018).
 """
 
 from __future__ import annotations
@@ -35,17 +38,34 @@ THETA_LIMIT = 2**17 - 1
 BIAS = (-(2**12), 2**12 - 1)
 EXPONENTS = range(-8, 8)
 BIAS_EXPONENTS = range(8)
+STATE_BITS = 24
+
+
+def by_entry(by_row: Any, matrix: sparse.csr_matrix) -> Any:
+    """One number, or one for each row of a matrix, as one or as one for each entry."""
+    return by_row if np.ndim(by_row) == 0 else np.repeat(by_row, np.diff(matrix.indptr))
 
 
 @dataclass(frozen=True)
 class IntegerConnection:
-    """Mantissas (int32 CSR, each in -128..127) from a source, their exponent; ``delay`` and ``lag`` as of ``Connection``."""
+    """Mantissas (int32 CSR, each in -128..127) from a source, their exponent, or that of each neuron that reads them (int32);
+    ``delay`` and ``lag`` as of ``Connection``."""
 
     source: str
     matrix: sparse.csr_matrix
-    exponent: int
+    exponent: int | np.ndarray
     delay: int = 0
     lag: int = 0
+
+    @property
+    def factor(self) -> Any:
+        """What a mantissa of 1 adds to a current: one number, or one for each neuron."""
+        return 2.0 ** (np.asarray(self.exponent, np.float64) + 1)
+
+    def real(self) -> sparse.csr_matrix:
+        """What each mantissa adds to a current, float64, with zeros where they are stored."""
+        data = self.matrix.data * by_entry(self.factor, self.matrix)
+        return sparse.csr_matrix((data, self.matrix.indices, self.matrix.indptr), shape=self.matrix.shape)
 
 
 @dataclass(frozen=True)
@@ -73,11 +93,18 @@ class IntegerPopulation(Sends):
     synaptic_decay: np.ndarray | None = None
     adaptation: np.ndarray | None = None
     adaptation_decay: np.ndarray | None = None
+    state_bits: int = STATE_BITS
+    align: int = ALIGN
 
     @property
     def unit(self) -> float:
         """What a potential of 1 stands for."""
-        return 1 / (self.scale * 2**ALIGN)
+        return 1 / (self.scale * 2**self.align)
+
+    @property
+    def limit(self) -> int:
+        """Beyond all potentials and currents: 2^(state_bits - 1)."""
+        return 2 ** (self.state_bits - 1)
 
 
 @dataclass(frozen=True)
@@ -135,13 +162,12 @@ def save(network: IntegerNetwork, path: Path) -> None:
     header = {k: v for k, v in vars(network).items() if k != "populations"} | {"populations": []}
     for i, p in enumerate(network.populations):
         known = {k: v for k, v in vars(p).items() if k not in ("connections", *_ARRAYS)}
-        known["connections"] = [
-            {"source": c.source, "exponent": c.exponent, "delay": c.delay, "lag": c.lag} for c in p.connections
-        ]
+        known["connections"] = [{"source": c.source, "delay": c.delay, "lag": c.lag} for c in p.connections]
         header["populations"].append(known)
         arrays |= {f"{i}/{k}": getattr(p, k) for k in _ARRAYS if getattr(p, k) is not None}
         for j, c in enumerate(p.connections):
             parts = {"data": c.matrix.data, "indices": c.matrix.indices, "indptr": c.matrix.indptr, "shape": c.matrix.shape}
+            parts["exponent"] = np.asarray(c.exponent, np.int32)
             arrays |= {f"{i}/{j}/{k}": v for k, v in parts.items()}
     np.savez(path, header=np.array(json.dumps(header)), **arrays)
 
@@ -153,13 +179,18 @@ def load(path: Path) -> IntegerNetwork:
         populations = []
         for i, known in enumerate(header.pop("populations")):
             connections = [
-                IntegerConnection(matrix=_matrix(file, f"{i}/{j}/"), **c) for j, c in enumerate(known.pop("connections"))
+                IntegerConnection(matrix=_matrix(file, f"{i}/{j}/"), exponent=_exponent(file[f"{i}/{j}/exponent"]), **c)
+                for j, c in enumerate(known.pop("connections"))
             ]
             known["shape"] = tuple(known["shape"])
             arrays = {k: file[f"{i}/{k}"] for k in _ARRAYS if f"{i}/{k}" in file}
             populations.append(IntegerPopulation(connections=connections, **known, **arrays))
     header["input_shape"] = tuple(header["input_shape"])
     return IntegerNetwork(populations=populations, **header)
+
+
+def _exponent(held: np.ndarray) -> int | np.ndarray:
+    return held if held.ndim else int(held)
 
 
 def _matrix(file: Any, prefix: str) -> sparse.csr_matrix:

@@ -14,13 +14,14 @@ from typing import Any
 import numpy as np
 from scipy import sparse
 
-from spikeprop_hardware.integer import ALIGN, DECAY_UNITY, STATE_LIMIT
+from spikeprop_hardware.integer import DECAY_UNITY
 
 try:
     from numba import njit
 except ImportError:
     njit = None
 NUMBA = njit is not None
+BLOCK = 512  # neurons whose numbers stay in the fastest cache
 
 
 def _jit(function: Any) -> Any:
@@ -38,10 +39,9 @@ class Synapses:
     """
 
     def __init__(self, matrix: sparse.csr_matrix, row_order: np.ndarray, column_order: np.ndarray, dtype: Any, in_c_order: bool):
-        self.dtype = np.dtype(dtype)
+        self.dtype, self.in_c_order = np.dtype(dtype), in_c_order
         if NUMBA:
             self.at, self.runs, self.pool = _columns(matrix.astype(self.dtype), row_order, column_order, in_c_order)
-            self.in_c_order = in_c_order
             if _fits(self.pool, np.int8):  # half of what the cache must hold, or a quarter
                 self.pool = self.pool.astype(np.int8)
         else:
@@ -49,12 +49,16 @@ class Synapses:
 
     def deliver(self, values: np.ndarray, out: np.ndarray) -> None:
         """values (B, sources) of any kind of number -> out (B, targets)."""
-        if NUMBA and values.dtype == np.uint8 and not self.in_c_order:
-            _deliver_spikes(values, *self.runs, self.pool, out)
+        if self.quick(values.dtype):
+            _deliver_bytes(values, *self.runs, self.pool, out)
         elif NUMBA:
             _deliver(values, self.at, *self.runs, self.pool, out)
         else:
             out[...] = (self.matrix @ values.T.astype(self.dtype)).T
+
+    def quick(self, kind: Any) -> bool:
+        """Whether messages of a type are bytes, for which the quick loops are."""
+        return NUMBA and not self.in_c_order and kind in (np.uint8, np.int8)
 
 
 def _columns(
@@ -108,25 +112,37 @@ def _fits(numbers: np.ndarray, dtype: Any) -> bool:
 
 
 @_jit
-def _deliver_spikes(spikes, first, to, offset, length, pool, out):
-    """``_deliver`` of ones, which skips eight zeros at once; with unsigned counters no index needs a test for being negative."""
-    sources, eight = np.uint64(spikes.shape[1]), np.uint64(8)
-    for b in range(spikes.shape[0]):
-        row, fired = out[b], spikes[b]
-        row[:] = 0
-        for start in range(np.uint64(0), sources, eight):
-            end = min(start + eight, sources)
-            some = np.uint8(end - start != eight)
-            if end - start == eight:
-                for k in range(eight):
-                    some |= fired[start + k]
-            if some:
-                for j in range(start, end):
-                    if fired[j]:
-                        for r in range(np.uint64(first[j]), np.uint64(first[j + np.uint64(1)])):
-                            target, weight = np.uint64(to[r]), np.uint64(offset[r])
-                            for k in range(np.uint64(length[r])):
-                                row[target + k] += pool[weight + k]
+def _deliver_bytes(values, first, to, offset, length, pool, out):
+    """``_deliver`` of ones (unsigned), or of small numbers."""
+    for b in range(values.shape[0]):
+        _gather(values[b], first, to, offset, length, pool, out[b])
+
+
+@_jit
+def _gather(sent, first, to, offset, length, pool, row):
+    """The sums of one sample. Eight zeros are skipped at once; with unsigned counters no index needs a test for being negative.
+    Adding four sources that share their targets at once was tried, and is slower: LLVM widens their sum."""
+    sources, eight = np.uint64(sent.shape[0]), np.uint64(8)
+    row[:] = 0
+    for start in range(np.uint64(0), sources, eight):
+        end = min(start + eight, sources)
+        some = np.uint8(end - start != eight)
+        if end - start == eight:
+            for k in range(eight):
+                some |= np.uint8(sent[start + k])
+        if some:
+            for j in range(start, end):
+                x = sent[j]
+                if x == 1:
+                    for r in range(np.uint64(first[j]), np.uint64(first[j + np.uint64(1)])):
+                        target, weight = np.uint64(to[r]), np.uint64(offset[r])
+                        for k in range(np.uint64(length[r])):
+                            row[target + k] += pool[weight + k]
+                elif x != 0:
+                    for r in range(np.uint64(first[j]), np.uint64(first[j + np.uint64(1)])):
+                        target, weight = np.uint64(to[r]), np.uint64(offset[r])
+                        for k in range(np.uint64(length[r])):
+                            row[target + k] += x * pool[weight + k]
 
 
 @_jit
@@ -149,6 +165,11 @@ def add_shifted_numpy(sums: np.ndarray, exponent: int, current: np.ndarray) -> N
     current += doubled << exponent if exponent > 0 else doubled >> -exponent
 
 
+def add_channels_numpy(sums: np.ndarray, exponents: np.ndarray, current: np.ndarray) -> None:
+    """``add_shifted`` with an exponent for each neuron."""
+    current += (sums.astype(np.int32) * 2 << np.maximum(exponents, 0)) >> np.maximum(-exponents, 0)
+
+
 def fire_float_numpy(current: Any, v: Any, spikes: Any, bias: Any, theta: Any, leak: Any, to_zero: bool) -> None:
     """One step in floating point, in place: v = leak * v + (current + bias); fire on v > theta; reset."""
     np.multiply(v, leak, out=v)
@@ -158,17 +179,18 @@ def fire_float_numpy(current: Any, v: Any, spikes: Any, bias: Any, theta: Any, l
 
 
 def fire_fixed_numpy(
-    sums: Any, exponent: int, align: int, v: Any, spikes: Any, bias: Any, theta: Any, decay: Any, leaky: bool, to_zero: bool
-) -> int:
+    sums: Any, exponent: int, align: int, limit: int, v: Any, spikes: Any, bias: Any, theta: Any, decay: Any, leaky: bool,
+    to_zero: bool,
+) -> int:  # fmt: skip
     """One step in the chip's integers, in place; the current is (2 * sums) << exponent, or >> -exponent, and << align.
 
-    bias and theta as they are added to and compared with 24-bit potentials; without ``leaky``, decay is 0 everywhere. Returns how
-    many potentials stopped at the limits of 24 bits.
+    bias and theta as they are added to and compared with potentials, which stay below ``limit``, 2^23 of 24 bits; without
+    ``leaky``, decay is 0 everywhere. Returns how many potentials stopped at the limits.
     """
     current = np.zeros(v.shape, np.int32)
     add_shifted_numpy(sums, exponent, current)
-    low = STATE_LIMIT - 1
-    free = decayed_numpy(v, decay) + wrapped_numpy(current.astype(np.int64) << align) + bias
+    low = limit - 1
+    free = decayed_numpy(v, decay) + wrapped_numpy(current.astype(np.int64) << align, limit) + bias
     v[...] = np.clip(free, -low, low)
     np.greater(v, theta, out=spikes.view(bool))
     np.copyto(v, 0 if to_zero else v - theta, where=spikes.view(bool))
@@ -181,9 +203,9 @@ def decayed_numpy(state: Any, decay: Any) -> Any:
     return np.sign(product) * (np.abs(product) // DECAY_UNITY)
 
 
-def wrapped_numpy(current: Any) -> Any:
-    """Into 24 bits; 2^23 itself stays and -2^23 becomes it."""
-    return ((current + (STATE_LIMIT - 1)) & (2 * STATE_LIMIT - 1)) - (STATE_LIMIT - 1)
+def wrapped_numpy(current: Any, limit: int) -> Any:
+    """Into 24 bits, where ``limit`` is 2^23; that itself stays and -2^23 becomes it."""
+    return ((current + (limit - 1)) & (2 * limit - 1)) - (limit - 1)
 
 
 def filter_float_numpy(sums: Any, current: Any, bias: Any, leak: Any) -> None:
@@ -192,12 +214,12 @@ def filter_float_numpy(sums: Any, current: Any, bias: Any, leak: Any) -> None:
     current += sums + bias
 
 
-def filter_fixed_numpy(sums: Any, exponent: int, current: Any, bias: Any, decay: Any) -> None:
+def filter_fixed_numpy(sums: Any, exponent: int, align: int, limit: int, current: Any, bias: Any, decay: Any) -> None:
     """One step of synaptic currents in the chip's integers, in place; sums and bias as of ``fire_fixed``."""
     arriving = np.zeros(current.shape, np.int32)
     add_shifted_numpy(sums, exponent, arriving)
-    arriving = wrapped_numpy(arriving.astype(np.int64) << ALIGN)
-    current[...] = wrapped_numpy(decayed_numpy(current, decay) + arriving + bias)
+    arriving = wrapped_numpy(arriving.astype(np.int64) << align, limit)
+    current[...] = wrapped_numpy(decayed_numpy(current, decay) + arriving + bias, limit)
 
 
 def adapt_float_numpy(v: Any, spikes: Any, theta: Any, to_zero: bool, raised: Any, step: Any, leak: Any) -> None:
@@ -209,11 +231,11 @@ def adapt_float_numpy(v: Any, spikes: Any, theta: Any, to_zero: bool, raised: An
     raised += spikes
 
 
-def adapt_fixed_numpy(v: Any, spikes: Any, theta: Any, to_zero: bool, raised: Any, step: Any, decay: Any) -> None:
-    """As ``adapt_float``, in 24-bit integers: raised is what is added to theta, and each spike adds step."""
+def adapt_fixed_numpy(v: Any, spikes: Any, theta: Any, to_zero: bool, raised: Any, step: Any, decay: Any, limit: int) -> None:
+    """As ``adapt_float``, in integers: raised is what is added to theta, and each spike adds step."""
     np.greater(v, theta.astype(np.int64) + raised, out=spikes.view(bool))
     np.copyto(v, 0 if to_zero else v - theta, where=spikes.view(bool))
-    raised[...] = np.minimum(decayed_numpy(raised, decay) + step.astype(np.int64) * spikes, STATE_LIMIT - 1)
+    raised[...] = np.minimum(decayed_numpy(raised, decay) + step.astype(np.int64) * spikes, limit - 1)
 
 
 def send_graded_numpy(v: Any, spikes: Any, unit: Any, levels: int, rectify: bool, sent: Any) -> None:
@@ -263,22 +285,31 @@ def _pool(counts, v, spikes, first, places):
 @_jit
 def _send_graded(v, spikes, unit, levels, rectify, sent):
     for b in range(v.shape[0]):
-        for i in range(v.shape[1]):
-            u, one, k = v[b, i], unit[i], 0
-            if u > one:
-                for level in range(levels - 1, -1, -1):
-                    if u > (k + (1 << level)) * one:
-                        k += 1 << level
-            elif u < 0:
-                most = sent[b, i] if rectify else 1 << levels
-                for level in range(levels - 1, -1, -1):
-                    less = (1 << level) - k
-                    if u < (1 - less) * one and less <= most:
-                        k = -less
-            spikes[b, i] = k
-            if k != 0:
-                sent[b, i] += k
-                v[b, i] = u - k * one
+        _send_row(v[b], spikes[b], unit, levels, rectify, sent[b])
+
+
+@_jit
+def _send_row(v, spikes, unit, levels, rectify, sent):
+    """Level by level over a block of neurons, without branches: many at once."""
+    up, down = np.zeros(BLOCK, np.int32), np.zeros(BLOCK, np.int32)
+    for start in range(0, v.shape[0], BLOCK):
+        size = min(BLOCK, v.shape[0] - start)
+        u, one, before = v[start : start + size], unit[start : start + size], sent[start : start + size]
+        up[:] = 0
+        down[:] = 0
+        for level in range(levels - 1, -1, -1):
+            by = np.int32(1 << level)
+            for i in range(size):
+                more, less = np.int32(up[i] + by), np.int32(down[i] + by)
+                most = before[i] if rectify else np.int32(1 << levels)
+                up[i] = more if u[i] > more * one[i] else up[i]
+                down[i] = less if (u[i] < (1 - less) * one[i]) & (less <= most) else down[i]
+        out = spikes[start : start + size]
+        for i in range(size):
+            k = np.int32(up[i] - down[i])
+            out[i] = k
+            before[i] += k
+            u[i] -= k * one[i]
 
 
 @_jit
@@ -290,6 +321,14 @@ def _add_shifted(sums, exponent, current):
         else:
             for i in range(sums.shape[1]):
                 current[b, i] += np.int32(2 * sums[b, i]) >> -exponent
+
+
+@_jit
+def _add_channels(sums, exponents, current):
+    for b in range(sums.shape[0]):
+        for i in range(sums.shape[1]):
+            e = exponents[i]
+            current[b, i] += np.int32(np.int32(2 * np.int32(sums[b, i])) << max(e, 0)) >> max(-e, 0)
 
 
 @_jit
@@ -310,8 +349,8 @@ def _decay(state, decay):
 
 
 @_jit
-def _wrap(current):
-    low, mask = np.int32(STATE_LIMIT - 1), np.int32(2 * STATE_LIMIT - 1)
+def _wrap(current, limit):
+    low, mask = np.int32(limit - 1), np.int32(2 * limit - 1)
     return np.int32(np.int32(np.int32(current + low) & mask) - low)
 
 
@@ -323,13 +362,13 @@ def _filter_float(sums, current, bias, leak):
 
 
 @_jit
-def _filter_fixed(sums, exponent, current, bias, decay):
+def _filter_fixed(sums, exponent, align, limit, current, bias, decay):
     left, right = max(exponent + 1, 0), max(-exponent - 1, 0)
     for b in range(current.shape[0]):
         for i in range(current.shape[1]):
             arriving = np.int32(np.int32(np.int32(sums[b, i]) << left) >> right)
-            arriving = _wrap(np.int32(arriving << ALIGN))
-            current[b, i] = _wrap(np.int32(np.int32(_decay(current[b, i], decay[i]) + arriving) + bias[i]))
+            arriving = _wrap(np.int32(arriving << align), limit)
+            current[b, i] = _wrap(np.int32(np.int32(_decay(current[b, i], decay[i]) + arriving) + bias[i]), limit)
 
 
 @_jit
@@ -345,8 +384,8 @@ def _adapt_float(v, spikes, theta, to_zero, raised, step, leak):
 
 
 @_jit
-def _adapt_fixed(v, spikes, theta, to_zero, raised, step, decay):
-    high = np.int32(STATE_LIMIT - 1)
+def _adapt_fixed(v, spikes, theta, to_zero, raised, step, decay, limit):
+    high = np.int32(limit - 1)
     for b in range(v.shape[0]):
         for i in range(v.shape[1]):
             u = v[b, i]
@@ -360,30 +399,73 @@ def _adapt_fixed(v, spikes, theta, to_zero, raised, step, decay):
 
 
 @_jit
-def _fire_fixed(sums, exponent, align, v, spikes, bias, theta, decay, leaky, to_zero):
-    low, mask = np.int32(STATE_LIMIT - 1), np.int32(2 * STATE_LIMIT - 1)
+def _fire_fixed(sums, exponent, align, limit, v, spikes, bias, theta, decay, leaky, to_zero):
+    clipped = 0
+    for b in range(v.shape[0]):
+        clipped += _fire_row(sums[b], exponent, align, limit, v[b], spikes[b], bias, theta, decay, leaky, to_zero)
+    return clipped
+
+
+@_jit
+def _fire_row(sums, exponent, align, limit, v, spikes, bias, theta, decay, leaky, to_zero):
+    low, mask = np.int32(limit - 1), np.int32(2 * limit - 1)
     left, right = max(exponent + 1, 0), max(-exponent - 1, 0)  # the doubling is a shift, too
     clipped = np.int32(0)
-    for b in range(v.shape[0]):
-        if leaky:
-            for i in range(v.shape[1]):
-                old = np.int64(v[b, i]) * (DECAY_UNITY - decay[i])
-                v[b, i] = (old if old >= 0 else old + (DECAY_UNITY - 1)) >> 12
-        for i in range(v.shape[1]):  # in 32 bits throughout: eight at once
-            current = np.int32(np.int32(np.int32(sums[b, i]) << left) >> right)
-            u = np.int32(np.int32(np.int32(np.int32(current << align) + low) & mask) - low)
-            free = np.int32(np.int32(v[b, i] + u) + bias[i])
-            u = min(max(free, np.int32(-low)), low)
-            clipped += np.int32(u != free)
-            fired = u > theta[i]
-            spikes[b, i] = fired
-            rest = np.int32(0) if to_zero else np.int32(u - theta[i])
-            v[b, i] = rest if fired else u
+    if leaky:
+        for i in range(v.shape[0]):
+            old = np.int64(v[i]) * (DECAY_UNITY - decay[i])
+            v[i] = (old if old >= 0 else old + (DECAY_UNITY - 1)) >> 12
+    for i in range(v.shape[0]):  # in 32 bits throughout: eight at once
+        current = np.int32(np.int32(np.int32(sums[i]) << left) >> right)
+        u = np.int32(np.int32(np.int32(np.int32(current << align) + low) & mask) - low)
+        free = np.int32(np.int32(v[i] + u) + bias[i])
+        u = min(max(free, np.int32(-low)), low)
+        clipped += np.int32(u != free)
+        fired = u > theta[i]
+        spikes[i] = fired
+        rest = np.int32(0) if to_zero else np.int32(u - theta[i])
+        v[i] = rest if fired else u
     return clipped
+
+
+@_jit
+def run_layer(sent, synapses, sums, constant, numbers, v, spikes, neurons, graded, unit, taken):
+    """All steps of a layer of integer neurons with one connection: a sample's state stays in the cache, and Python waits once.
+
+    Args:
+        sent: (T, B, sources), what arrives; unused where ``constant``.
+        synapses: of ``Synapses``: (first, to, offset, length, pool).
+        sums: (B, N) what arrives in every step where ``constant``; else (1, N), room.
+        numbers: (exponent, align, limit, leaky, to_zero, levels, rectify).
+        v: (B, N) potentials, changed.
+        spikes: (T, B, N), written.
+        neurons: (bias, theta, decay).
+        graded: whether neurons send numbers, of the levels ``unit`` (N); ``taken`` (B, N) is the sum of what they sent.
+
+    Returns:
+        potentials that stopped at the limits, and spikes.
+    """
+    first, to, offset, length, pool = synapses
+    exponent, align, limit, leaky, to_zero, levels, rectify = numbers
+    bias, theta, decay = neurons
+    clipped, count = 0, 0
+    for b in range(v.shape[0]):
+        for t in range(spikes.shape[0]):
+            row = sums[b] if constant else sums[0]
+            if not constant:
+                _gather(sent[t, b], first, to, offset, length, pool, row)
+            out = spikes[t, b]
+            clipped += _fire_row(row, exponent, align, limit, v[b], out, bias, theta, decay, leaky, to_zero)
+            if graded:
+                _send_row(v[b], out, unit, levels, rectify, taken[b])
+            for i in range(out.shape[0]):
+                count += out[i] != 0
+    return clipped, count
 
 
 NAMES = (
     "add_shifted",
+    "add_channels",
     "fire_float",
     "fire_fixed",
     "filter_float",
@@ -394,6 +476,7 @@ NAMES = (
     "pool",
 )
 add_shifted: Any
+add_channels: Any
 fire_float: Any
 fire_fixed: Any
 filter_float: Any

@@ -126,14 +126,18 @@ def _conv1d(node: nir.Conv1d, shape: Shape, name: str) -> Linear:
         raise NirError(
             f"node {name!r} has weights with {np.ndim(node.weight)} axes and slides over signals (C, N), but {shape} arrives"
         )
+    matrix, bias, after = _conv(across(node), (shape[0], 1, shape[1]), name)
+    return matrix, bias, (after[0], after[2])
+
+
+def across(node: nir.Conv1d) -> nir.Conv2d:
+    """The same convolution over images of height 1."""
     stride, dilation = (int(np.asarray(value).reshape(())) for value in (node.stride, node.dilation))
     padding = node.padding if isinstance(node.padding, str) else (0, int(np.asarray(node.padding).reshape(())))
-    across = nir.Conv2d(
+    return nir.Conv2d(
         input_shape=None, weight=np.asarray(node.weight)[:, :, None], stride=(1, stride),
         padding=padding, dilation=(1, dilation), groups=node.groups, bias=node.bias,
     )  # fmt: skip
-    matrix, bias, after = _conv(across, (shape[0], 1, shape[1]), name)
-    return matrix, bias, (after[0], after[2])
 
 
 def _pool(average: bool) -> Callable[[Any, Shape, str], Linear]:

@@ -43,12 +43,14 @@ class Connection:
     Attributes:
         delay: in time steps of Lava, beyond the synapse's own one.
         lag: steps of the network by which it delivers later than a connection forward, 0; zeros before the first.
+        through: names of the linear nodes that the matrix is the product of, in the order in which values pass them.
     """
 
     source: str
     matrix: sparse.csr_matrix
     delay: int = 0
     lag: int = 0
+    through: tuple[str, ...] = ()
 
 
 class Sends:
@@ -160,6 +162,7 @@ class _Path:
     matrix: sparse.csr_matrix
     bias: np.ndarray
     lag: int = 0
+    through: tuple[str, ...] = ()
 
 
 def lay_out(graph: nir.NIRGraph, dt: float | None = None) -> ChipNetwork:
@@ -215,7 +218,7 @@ class _Layout:
                 network.populations.append(self._neurons(name, node))
             elif name == network.output:
                 network.populations.append(self._readout(name, node, network.accumulates))
-        network.stride = _set_time(network.populations, self.first)
+        network.stride = set_time(network.populations, self.first)
         return network
 
     def _reads(self, name: str) -> Shape:
@@ -238,7 +241,10 @@ class _Layout:
         if name not in self.paths:
             if name in self.linears:
                 matrix, bias, _ = self.linears[name]
-                found = [_Path(p.source, (matrix @ p.matrix).tocsr(), matrix @ p.bias, p.lag) for p in self._arriving(name)]
+                found = [
+                    _Path(p.source, (matrix @ p.matrix).tocsr(), matrix @ p.bias, p.lag, (*p.through, name))
+                    for p in self._arriving(name)
+                ]
                 found[0].bias = found[0].bias + bias  # one path carries it: what reads the paths sums them
             else:
                 size = int(np.prod(self.shapes[name]))
@@ -316,8 +322,8 @@ class _Layout:
                 "pool after the ReLU, or use average pooling"
             )
         windows, shape = windows_of(node, self._reads(name), name)
-        held = [_Path(p.source, (windows @ p.matrix).tocsr(), np.zeros(windows.shape[0])) for p in arriving]
         ones = np.ones(windows.shape[0])
+        held = [_Path(p.source, (windows @ p.matrix).tocsr(), 0 * ones, through=p.through) for p in arriving]
         population = Population(name, shape, _connections(held), np.zeros(len(ones)), 0, ones, ones, pools=True)
         population.levels = max(source.levels for source in sources)
         return population
@@ -326,10 +332,10 @@ class _Layout:
 def _connections(arriving: list[_Path]) -> list[Connection]:
     for path in arriving:
         path.matrix.sum_duplicates()  # sorts the columns as well: one order of summation in all simulators
-    return [Connection(p.source, p.matrix, lag=p.lag) for p in arriving]
+    return [Connection(p.source, p.matrix, lag=p.lag, through=p.through) for p in arriving]
 
 
-def _set_time(populations: list[Population], first: str) -> int:
+def set_time(populations: list[Population], first: str) -> int:
     """Give populations their depths and connections their delays; returns the least stride with which there are any.
 
     A loop over n layers with lags L in it needs n <= L * stride; with a smaller one its depths would grow for ever.

@@ -28,7 +28,7 @@ from spikeprop_hardware.errors import HardwareError
 from spikeprop_hardware.graph import SPIKING_ENCODERS
 from spikeprop_hardware.integer import IntegerNetwork
 from spikeprop_hardware.network import ChipNetwork, Population, lay_out
-from spikeprop_hardware.quantization import Quantized, quantize_network
+from spikeprop_hardware.quantization import Quantized, Widths, quantize_network
 
 NEVER = 2**18 - 1
 CURRENT_DECAY = 4096
@@ -69,7 +69,7 @@ def quantize_for_netx(graph: nir.NIRGraph) -> Quantized:
         _check(population, before)
         before = population.name
     uniform = replace(network, populations=[_one_threshold(p) for p in network.populations])
-    return quantize_network(uniform, exponents=(0,))
+    return quantize_network(uniform, widths=Widths(exponents=(0,)))
 
 
 def write_netx(network: IntegerNetwork, path: Path) -> None:

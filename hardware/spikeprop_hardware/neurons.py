@@ -20,7 +20,7 @@ import nir
 import numpy as np
 
 from spikeprop_hardware.errors import NirError
-from spikeprop_hardware.graph import ALIF, MOST_LEVELS, GradedIF
+from spikeprop_hardware.graph import ALIF, MOST_LEVELS, GradedIF, StepLIF
 
 
 class NeuronParameters(NamedTuple):
@@ -76,8 +76,8 @@ def neurons_of(node: Any, name: str, dt: float | None = None) -> NeuronParameter
         return NeuronParameters(
             theta / 2 ** (levels - 1), np.ones(()), np.asarray(node.v_init, np.float64), levels=levels, rectify=rectify
         )
-    if isinstance(node, ALIF):
-        return _adaptive(node, name, theta)
+    if isinstance(node, ALIF | StepLIF):
+        return _in_steps(node, name, theta)
     metadata = node.metadata or {}
     reset = metadata.get("reset", "zero")
     if reset not in ("subtract", "zero"):
@@ -98,15 +98,17 @@ def integrator_of(node: Any, name: str, dt: float | None = None) -> IntegratorPa
     return IntegratorParameters(*_dynamics(node, name, dt))
 
 
-def _adaptive(node: ALIF, name: str, theta: np.ndarray) -> NeuronParameters:
-    for what, most in (("leak", 1.0), ("adaptation_leak", 1.0), ("adaptation", np.inf), ("to_zero", 1.0)):
-        values = np.asarray(getattr(node, what), dtype=np.float64)
-        if not ((values >= 0) & (values <= most)).all():
-            raise NirError(f"node {name!r} has {what} = {_first(values):.4g}; it must lie in [0, {most:g}]")
-    numbers = [np.asarray(value, np.float64) for value in (node.leak, node.v_init, node.adaptation, node.adaptation_leak)]
-    leak, v_init, adaptation, adaptation_leak = numbers
+def _in_steps(node: ALIF | StepLIF, name: str, theta: np.ndarray) -> NeuronParameters:
+    """Our own nodes, whose factors are those of one step."""
+    of_kind = ("adaptation", "adaptation_leak") if isinstance(node, ALIF) else ("synaptic_leak",)
+    numbers: dict[str, np.ndarray] = {}
+    for what in ("leak", "to_zero", *of_kind):
+        numbers[what], most = np.asarray(getattr(node, what), dtype=np.float64), np.inf if what == "adaptation" else 1.0
+        if not ((numbers[what] >= 0) & (numbers[what] <= most)).all():
+            raise NirError(f"node {name!r} has {what} = {_first(numbers[what]):.4g}; it must lie in [0, {most:g}]")
+    given: dict[str, Any] = {what: numbers[what] for what in of_kind if what != "synaptic_leak" or numbers[what].any()}
     reset = "zero" if int(node.to_zero) else "subtract"
-    return NeuronParameters(theta, leak, v_init, reset, adaptation=adaptation, adaptation_leak=adaptation_leak)
+    return NeuronParameters(theta, numbers["leak"], np.asarray(node.v_init, np.float64), reset, **given)
 
 
 def _graded(node: GradedIF, name: str) -> tuple[int, bool]:

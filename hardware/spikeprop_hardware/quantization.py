@@ -12,15 +12,18 @@ each connection, and chooses the least sum of the relative errors of weights (ro
 used, those clipped at the ends of the range included), thresholds and bias. It admits only scales on which no current can wrap
 around in 24 bits, whatever the spikes, and on which potentials have room for a few steps of the largest one; the readout, which
 never fires, has room for the largest sum of all steps (room.py). A layer that no scale holds is refused: acceptance.py says when.
+Where the chip has them (``per_channel``), each channel of a convolution and each neuron of a dense layer has an exponent of its
+own; fewer bits than 8 (``bits``) are for chips of narrower weights and to save memory, and then the report alone says what
+weights lose.
 Average pooling is already part of the matrix: where windows do not overlap, its entries are the next weights over k^2, and S
 takes up that factor without a loss. Max pooling counts spikes, in float as in integers: nothing is rounded.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 import nir
 import numpy as np
@@ -29,25 +32,24 @@ from scipy import sparse
 from spikeprop_hardware.acceptance import STEPS, charge, check_layer, dropped, layer_errors, leaks
 from spikeprop_hardware.errors import HardwareError
 from spikeprop_hardware.graph import SPIKING_ENCODERS
-from spikeprop_hardware.grids import OCTAVE, ROUNDING, WeightErrors, clip
+from spikeprop_hardware.grids import OCTAVE, ROUNDING, Bits, ChannelErrors, Range, WeightErrors, clip, mantissas
 from spikeprop_hardware.integer import (
     ALIGN,
     BIAS,
     BIAS_EXPONENTS,
     DECAY_UNITY,
     EXPONENTS,
-    STATE_LIMIT,
-    THETA_LIMIT,
+    STATE_BITS,
     IntegerConnection,
     IntegerNetwork,
     IntegerPopulation,
+    by_entry,
 )
 from spikeprop_hardware.network import ChipNetwork, Population, lay_out
 from spikeprop_hardware.room import readout_room
 
 DOUBTFUL = 0.05  # sum of a layer's errors from which another weighting of its connections is tried
 OCTAVES = 20  # that the search goes down
-CURRENT_LIMIT = STATE_LIMIT >> ALIGN
 ROOM = 4  # the potential holds so many of the largest current and threshold
 GRADED = 256.0  # scale of real-valued inputs of 1 to 4: 8 fractional bits
 LARGEST_INPUT = 2.0**31
@@ -59,12 +61,13 @@ class LayerReport:
     """What quantisation did to one layer; errors are relative, weights are entries of the connection matrices.
 
     Attributes:
-        exponents: one for each connection.
+        exponents: one for each connection; of exponents by channel the largest.
         weight_error: root mean square of (quantised - weight) over that of the weights.
         threshold_error, bias_error: largest, relative to the threshold (readout: to the largest current).
         leak_error: largest difference of a factor.
-        saturated: weights clipped at the ends of the 8 bits; bias and threshold clipped count too.
+        saturated: weights clipped at the ends of their bits; bias and threshold clipped count too.
         bits: bits that the mantissas take.
+        lost: neurons that had weights and whose weights all became 0.
         load: the largest current that any spikes can cause over what 24 bits hold; above 1 it could wrap.
     """
 
@@ -79,6 +82,73 @@ class LayerReport:
     saturated: int
     bits: int
     load: float
+    lost: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Widths:
+    """Number formats of a chip.
+
+    Attributes:
+        bits: of weights, 2 to 8 or "ternary"; or by layer, where those that are not named have 8.
+        per_channel: each channel, or neuron of a dense layer, has an exponent of its own.
+        state_bits: of potentials and currents.
+        exponents: that connections may have.
+    """
+
+    bits: Bits | Mapping[str, Bits] = 8
+    per_channel: bool = False
+    state_bits: int = STATE_BITS
+    exponents: Sequence[int] = field(default=EXPONENTS)
+
+    def __post_init__(self) -> None:
+        for bits in _all(self.bits):
+            mantissas(bits)
+        if not 8 <= self.state_bits <= STATE_BITS:
+            raise HardwareError(f"a state of {self.state_bits} bits; there are 8 to {STATE_BITS}")
+
+    @property
+    def align(self) -> int:
+        """Bits by which currents and thresholds are shifted up."""
+        return ALIGN if self.state_bits == STATE_BITS else 0
+
+    @property
+    def current_limit(self) -> int:
+        """Beyond all currents and thresholds, before they are shifted up."""
+        return 2 ** (self.state_bits - 1 - self.align)
+
+    def bits_of(self, layer: str) -> Bits:
+        """The weight format of a layer."""
+        return self.bits.get(layer, 8) if isinstance(self.bits, Mapping) else self.bits
+
+    @classmethod
+    def of(cls, target: Any, bits: Bits | Mapping[str, Bits] | None = None, per_channel: bool | None = None) -> Widths:
+        """Those of a ``Target`` (None: Loihi 2), of which ``bits`` and ``per_channel`` are replaced where they are given.
+
+        Raises:
+            HardwareError: exponents by channel, or more bits than it has, of a target that has not.
+        """
+        most, channels = (8, False) if target is None else (min(target.weight_bits, 8), target.per_channel)
+        found = cls(
+            bits=most if bits is None else bits,
+            per_channel=channels if per_channel is None else per_channel,
+            state_bits=STATE_BITS if target is None else target.state_bits,
+            exponents=getattr(target, "exponents", None) or EXPONENTS,
+        )
+        if target is None:
+            return found
+        if found.per_channel and not channels:
+            raise HardwareError(f"{target.name} has one exponent for all weights of a connection: leave per_channel out")
+        if any(mantissas(b)[1] > mantissas(most)[1] for b in _all(found.bits)):
+            raise HardwareError(f"{target.name} has weights of {most} bits: give that or fewer")
+        return found
+
+
+def _all(bits: Bits | Mapping[str, Bits]) -> list[Bits]:
+    return list(bits.values()) if isinstance(bits, Mapping) else [bits]
+
+
+LOIHI = Widths()  # those of Loihi 2
 
 
 class Quantized(NamedTuple):
@@ -88,7 +158,15 @@ class Quantized(NamedTuple):
     report: list[LayerReport]
 
 
-def quantize(graph: nir.NIRGraph, *, input_limit: float | None = None, timesteps: int | None = None) -> Quantized:
+def quantize(
+    graph: nir.NIRGraph,
+    *,
+    input_limit: float | None = None,
+    timesteps: int | None = None,
+    target: Any = None,
+    bits: Bits | Mapping[str, Bits] | None = None,
+    per_channel: bool | None = None,
+) -> Quantized:
     """Quantise a network.
 
     Args:
@@ -98,21 +176,28 @@ def quantize(graph: nir.NIRGraph, *, input_limit: float | None = None, timesteps
             steps as fine for their size (bytes: 1/4), so that the largest one takes 8 to 10 bits.
         timesteps: of a simulation, which the readout gets room for; default what the graph's metadata says, and where it says
             nothing, room for 16 of the largest currents.
+        target: a ``Target``, whose widths of weights and state are taken; default those of Loihi 2.
+        bits: of weights: 2 to 8, or "ternary"; or by layer, others 8. Default the target's.
+        per_channel: an exponent for each channel. Default whether the target has them.
 
     Raises:
         NirError: what ``lay_out`` refuses.
-        HardwareError: a layer that the chip's integers cannot hold, with what to do; or a limit or number of steps that is none.
+        HardwareError: a layer that the chip's integers cannot hold, with what to do; formats that the target has not; or a limit
+            or number of steps that is none.
     """
-    return quantize_network(lay_out(graph), input_limit, timesteps=timesteps)
+    return quantize_network(lay_out(graph), input_limit, timesteps, Widths.of(target, bits, per_channel))
 
 
 def quantize_network(
     network: ChipNetwork,
     input_limit: float | None = None,
-    exponents: Sequence[int] = EXPONENTS,
     timesteps: int | None = None,
+    widths: Widths = LOIHI,
 ) -> Quantized:
-    """``quantize`` for a network that is laid out already, with the exponents that connections may have."""
+    """``quantize`` for a network that is laid out already."""
+    weighted = [p.name for p in network.populations if not p.pools]
+    if isinstance(widths.bits, Mapping) and (unknown := widths.bits.keys() - set(weighted)):
+        raise HardwareError(f"bits are given for {sorted(unknown)}; layers with weights are {', '.join(weighted)}")
     spiking = network.encoder in SPIKING_ENCODERS
     limit = float(input_limit) if input_limit is not None else (1.0 if spiking else LIMIT)
     steps = timesteps if timesteps is not None else network.timesteps
@@ -128,9 +213,7 @@ def quantize_network(
     report = []
     sources = {p.name: p for p in network.populations}
     for population in network.populations:
-        quantized, layer = (
-            _counting(population) if population.pools else _Quantizer(population, sources, made, exponents).quantize()
-        )
+        quantized, layer = _counting(population) if population.pools else _Quantizer(population, sources, made, widths).quantize()
         made.populations.append(quantized)
         report.append(layer)
     return Quantized(made, report)
@@ -160,8 +243,10 @@ def _counting(p: Population) -> tuple[IntegerPopulation, LayerReport]:
 class _Quantizer:
     """Finds the integers of one population."""
 
-    def __init__(self, population: Population, sources: dict[str, Population], network: IntegerNetwork, exponents: Sequence[int]):
-        self.population, self.exponents, self.steps = population, exponents, network.timesteps
+    def __init__(self, population: Population, sources: dict[str, Population], network: IntegerNetwork, widths: Widths):
+        self.population, self.widths, self.steps = population, widths, network.timesteps
+        self.held = mantissas(widths.bits_of(population.name))
+        self.channels = population.shape[0] if widths.per_channel else 1
         at_input = [c.source == network.input for c in population.connections]
         before = [sources.get(c.source) for c in population.connections]
         self.signs = [p is None or not p.rectify for p in before]  # the others take back no more than they have sent
@@ -182,20 +267,21 @@ class _Quantizer:
         if len(set(self.source_limits)) > 1 and self._errors(tried[0]) > DOUBTFUL:
             tried.append(self._rounded(*self._search([limit**2 for limit in self.source_limits])))
         quantized = min(tried, key=self._errors)
-        check_layer(self.population, quantized, self.source_limits, self.source_scales, self.steps)
+        check_layer(self.population, quantized, self.source_limits, self.source_scales, self.steps, self.held != mantissas(8))
         return quantized, self._report(quantized)
 
     def _errors(self, quantized: IntegerPopulation) -> float:
         return sum(layer_errors(self.population, quantized, self.source_limits, self.source_scales).values())
 
-    def _rounded(self, scale: float, exponents: tuple[int, ...]) -> IntegerPopulation:
-        p = self.population
+    def _rounded(self, scale: float, exponents: tuple[Any, ...]) -> IntegerPopulation:
+        p, align = self.population, self.widths.align
+        by_neuron = [self._by_neuron(e) for e in exponents]
         connections = [
-            IntegerConnection(c.source, _mantissas(c.matrix, scale / x / 2.0 ** (e + 1)), e, c.delay, c.lag)
-            for c, x, e in zip(p.connections, self.source_scales, exponents)
+            IntegerConnection(c.source, _mantissas(c.matrix, scale / x / 2.0 ** (e + 1.0), self.held), e, c.delay, c.lag)
+            for c, x, e in zip(p.connections, self.source_scales, by_neuron)
         ]
-        bias, bias_exponent = _bias(p.bias * scale)
-        theta = None if p.theta is None else _theta(p.theta * scale)
+        bias, bias_exponent = _bias(p.bias * scale, align)
+        theta = None if p.theta is None else self._theta(p.theta * scale)
         zeros = np.zeros(len(p.bias), np.int32)
         return IntegerPopulation(
             name=p.name,
@@ -206,22 +292,40 @@ class _Quantizer:
             bias=bias,
             bias_exponent=bias_exponent,
             decay=zeros if p.leak is None else _decay(p.leak, most=DECAY_UNITY - (p.theta is not None)),
-            v_init=zeros if p.theta is None else _potential(p.v_init * p.theta * scale),
+            v_init=zeros if p.theta is None else self._potential(p.v_init * p.theta * scale),
             theta=theta,
             to_zero=p.to_zero,
             levels=p.levels,
             rectify=p.rectify,
             synaptic_decay=None if p.synaptic_leak is None else _decay(p.synaptic_leak, least=1),
-            adaptation=None if p.adaptation is None else _potential(p.adaptation * scale),
+            adaptation=None if p.adaptation is None else self._potential(p.adaptation * scale),
             adaptation_decay=None if p.adaptation_leak is None else _decay(p.adaptation_leak),
+            state_bits=self.widths.state_bits,
+            align=align,
         )
 
-    def _search(self, importance: Sequence[float]) -> tuple[float, tuple[int, ...]]:
+    def _by_neuron(self, exponent: Any) -> int | np.ndarray:
+        """Exponents by channel as those of the neurons."""
+        if not isinstance(exponent, np.ndarray):
+            return exponent
+        return np.repeat(exponent, len(self.population.bias) // self.channels).astype(np.int32)
+
+    def _theta(self, values: np.ndarray) -> np.ndarray:
+        return np.clip(np.rint(values), 1, self.widths.current_limit - 1).astype(np.int32)
+
+    def _potential(self, values: np.ndarray) -> np.ndarray:
+        limit = 2 ** (self.widths.state_bits - 1)
+        return np.clip(np.rint(values * 2**self.widths.align), 1 - limit, limit - 1).astype(np.int32)
+
+    def _search(self, importance: Sequence[float]) -> tuple[float, tuple[Any, ...]]:
         """The scale, as 2^(n / OCTAVE), and the connections' exponents that give the least error."""
-        tables = [WeightErrors(c) for c in self.population.connections]
+        tables: list[WeightErrors | ChannelErrors] = [
+            ChannelErrors(c, self.channels, self.held) if self.widths.per_channel else WeightErrors(c, self.held)
+            for c in self.population.connections
+        ]
         energies = [float((c.matrix.data**2).sum()) * times for c, times in zip(self.population.connections, importance)]
-        down = [{e: OCTAVE * (e + 1) + round(OCTAVE * np.log2(x)) for e in self.exponents} for x in self.source_scales]
-        best: tuple[float, int, tuple[int, ...]] | None = None
+        down = [{e: OCTAVE * (e + 1) + round(OCTAVE * np.log2(x)) for e in self.widths.exponents} for x in self.source_scales]
+        best: tuple[float, int, tuple[Any, ...]] | None = None
         for n in range(self._highest(), self._highest() - OCTAVES * OCTAVE, -1):
             if best is not None and best[0] == 0:
                 break
@@ -247,11 +351,11 @@ class _Quantizer:
             else readout_room(self.population, self.source_limits, self.signs, self.steps)
         )
         most = room * max(self.reach, 0.0 if self.population.theta is None else float(self.population.theta.max()))
-        return int(np.floor(OCTAVE * np.log2(CURRENT_LIMIT / most)))
+        return int(np.floor(OCTAVE * np.log2(self.widths.current_limit / most)))
 
-    def _rest_error(self, scale: float, exponents: list[int]) -> float:
+    def _rest_error(self, scale: float, exponents: list[Any]) -> float:
         threshold, bias = self._threshold_error(scale), self._bias_error(scale)
-        return threshold + bias + sum(map(dropped, exponents)) / (scale * self._norm())
+        return threshold + bias + sum(float(dropped(e).mean()) for e in exponents) / (scale * self._norm())
 
     def _norm(self) -> float:
         theta = self.population.theta
@@ -259,11 +363,11 @@ class _Quantizer:
 
     def _threshold_error(self, scale: float) -> float:
         theta = self.population.theta
-        return 0.0 if theta is None else float(np.abs(_theta(theta * scale) / (theta * scale) - 1).max())
+        return 0.0 if theta is None else float(np.abs(self._theta(theta * scale) / (theta * scale) - 1).max())
 
     def _bias_error(self, scale: float) -> float:
-        mantissa, exponent = _bias(self.population.bias * scale)
-        real = (mantissa.astype(np.float64) * 2**exponent) / 2**ALIGN / scale
+        mantissa, exponent = _bias(self.population.bias * scale, self.widths.align)
+        real = (mantissa.astype(np.float64) * 2**exponent) / 2**self.widths.align / scale
         return float(np.abs(real - self.population.bias).max()) / self._norm()
 
     def _report(self, q: IntegerPopulation) -> LayerReport:
@@ -271,26 +375,29 @@ class _Quantizer:
         squares = energy = 0.0
         weights = saturated = most = 0
         reach = np.zeros(len(p.bias))
+        kept = had = np.zeros(len(p.bias))
         for c, i, x, limit in zip(p.connections, q.connections, self.source_scales, self.source_limits):
-            factor = q.scale / x / 2.0 ** (i.exponent + 1)
+            factor = by_entry(q.scale / x / i.factor, c.matrix)
             wanted = c.matrix.data * factor
-            held = clip(wanted)
+            held = clip(wanted, self.held)
             squares += float(((held / factor - c.matrix.data) ** 2).sum())
             energy += float((c.matrix.data**2).sum())
             weights += c.matrix.nnz
             saturated += int((np.rint(wanted) != held).sum())
             most = max(most, int(np.abs(held + (held < 0)).max(initial=0)))
-            reach += abs(i.matrix).sum(axis=1).A1 * 2.0 ** (i.exponent + 1) * limit * x
+            sizes = abs(i.matrix).sum(axis=1).A1
+            kept, had = kept + sizes, had + abs(c.matrix).sum(axis=1).A1
+            reach += sizes * i.factor * limit * x
         if q.synaptic_decay is not None:
-            reach = (reach + np.abs(q.bias) * 2.0 ** (q.bias_exponent - ALIGN)) * charge(
+            reach = (reach + np.abs(q.bias) * 2.0 ** (q.bias_exponent - q.align)) * charge(
                 1 - q.synaptic_decay / DECAY_UNITY, self.steps or STEPS
             )
         if q.theta is not None and p.theta is not None:
-            saturated += int((np.rint(p.theta * q.scale) > THETA_LIMIT).sum())
+            saturated += int((np.rint(p.theta * q.scale) >= self.widths.current_limit).sum())
         return LayerReport(
             name=p.name,
             scale=q.scale,
-            exponents=tuple(c.exponent for c in q.connections),
+            exponents=tuple(int(np.max(c.exponent)) for c in q.connections),
             weight_error=(squares / energy) ** 0.5 if energy else 0.0,
             threshold_error=self._threshold_error(q.scale),
             bias_error=self._bias_error(q.scale),
@@ -298,22 +405,20 @@ class _Quantizer:
             weights=weights,
             saturated=saturated,
             bits=most.bit_length() + 1,
-            load=float(reach.max(initial=0.0)) / CURRENT_LIMIT,
+            load=float(reach.max(initial=0.0)) / self.widths.current_limit,
+            lost=int(((had > 0) & (kept == 0)).sum()),
         )
 
 
-def _mantissas(matrix: sparse.csr_matrix, factor: float) -> sparse.csr_matrix:
-    data = clip(matrix.data * factor).astype(np.int32)  # zeros stay stored: a channel's neurons share a pattern
+def _mantissas(matrix: sparse.csr_matrix, factor: Any, held: Range) -> sparse.csr_matrix:
+    data = clip(matrix.data * by_entry(factor, matrix), held)
+    data = data.astype(np.int32)  # zeros stay stored: a channel's neurons share a pattern
     return sparse.csr_matrix((data, matrix.indices, matrix.indptr), shape=matrix.shape)
 
 
-def _theta(values: np.ndarray) -> np.ndarray:
-    return np.clip(np.rint(values), 1, THETA_LIMIT).astype(np.int32)
-
-
-def _bias(values: np.ndarray) -> tuple[np.ndarray, int]:
+def _bias(values: np.ndarray, align: int) -> tuple[np.ndarray, int]:
     """Mantissas and the least exponent that holds them; values in units of the scale."""
-    wanted = values * 2**ALIGN
+    wanted = values * 2**align
     low, high = np.rint(wanted.min() / 2.0 ** np.array(BIAS_EXPONENTS)), np.rint(wanted.max() / 2.0 ** np.array(BIAS_EXPONENTS))
     holding = np.flatnonzero((low >= BIAS[0]) & (high <= BIAS[1]))
     exponent = int(holding[0]) if len(holding) else BIAS_EXPONENTS[-1]
@@ -323,7 +428,3 @@ def _bias(values: np.ndarray) -> tuple[np.ndarray, int]:
 def _decay(leak: np.ndarray, least: int = 0, most: int = DECAY_UNITY) -> np.ndarray:
     """In 4096ths. The chip's potentials keep at least one of them, and its currents lose at least one; the rest is the host's."""
     return np.clip(np.rint((1 - leak) * DECAY_UNITY), least, most).astype(np.int32)
-
-
-def _potential(values: np.ndarray) -> np.ndarray:
-    return np.clip(np.rint(values * 2**ALIGN), 1 - STATE_LIMIT, STATE_LIMIT - 1).astype(np.int32)

@@ -21,18 +21,20 @@ import numpy as np
 from scipy import sparse
 
 from spikeprop_hardware.errors import HardwareError
-from spikeprop_hardware.integer import ALIGN, STATE_LIMIT, IntegerConnection, IntegerNetwork, IntegerPopulation
+from spikeprop_hardware.integer import IntegerConnection, IntegerNetwork, IntegerPopulation
 from spikeprop_hardware.kernels import (
     NUMBA,
     Synapses,
     adapt_fixed,
     adapt_float,
+    add_channels,
     add_shifted,
     filter_fixed,
     filter_float,
     fire_fixed,
     fire_float,
     pool,
+    run_layer,
     send_graded,
 )
 from spikeprop_hardware.network import ChipNetwork, Connection, Population
@@ -40,6 +42,7 @@ from spikeprop_hardware.recording import SimulationResult
 
 CACHE = 2**17  # neurons of one layer in all samples that advance together: their state stays in the cache
 BATCH = 512  # samples that advance together at most
+TRAINS = 2**24  # spikes that are kept at once where one layer after the other runs through all steps
 INT16 = 2**15 - 1
 Values = dict[tuple[str, int], np.ndarray]  # what a source sent, by its name and how many steps before
 
@@ -64,6 +67,8 @@ class Simulator:
         ]
         self.lagging = {(c.source, c.lag) for p in network.populations for c in p.connections if c.lag}
         self.readout = next(layer for layer in self.layers if layer.name == network.readout.name)
+        self.in_turn = NUMBA and self.fixed and not self.lagging  # each layer can run through all steps before the next
+        self._largest = max(layer.size for layer in self.layers)
 
     def run(
         self,
@@ -87,10 +92,13 @@ class Simulator:
                 f"inputs have shape {inputs.shape}; the network reads (samples, steps, {self.network.input_shape}), one or more"
             )
         kept = self._room(samples, steps, record, membranes)
-        size = max(1, min(BATCH, CACHE // max(layer.size for layer in self.layers), -(-samples // self.threads)))
+        in_turn = self.in_turn and not membranes
+        most = TRAINS // (steps * sum(layer.size for layer in self.layers)) if in_turn else CACHE // self._largest
+        size = max(1, min(BATCH, most, -(-samples // self.threads)))
+        batch = self._layers_in_turn if in_turn else self._batch
 
         def run_batch(start: int) -> tuple[dict[str, int], dict[str, int]]:
-            return self._batch(inputs[start : start + size], kept, slice(start, start + size))
+            return batch(inputs[start : start + size], kept, slice(start, start + size))
 
         done = 0
         with ThreadPoolExecutor(self.threads) as pool:
@@ -111,29 +119,46 @@ class Simulator:
             {name: np.zeros(shape, state) for name, shape in hidden} if membranes else {},
         )
 
+    def start(self, samples: int) -> Running:
+        """All layers at rest, to be taken step by step."""
+        return Running(self, samples)
+
     def _batch(self, inputs: np.ndarray, kept: SimulationResult, rows: slice) -> tuple[dict[str, int], dict[str, int]]:
-        states: list[Any] = [layer.start(len(inputs)) for layer in self.layers]
-        counts = dict.fromkeys((layer.name for layer in self.layers if layer is not self.readout), 0)
-        values: Values = {(layer.name, 0): state.spikes for layer, state in zip(self.layers, states)}
-        sent: dict[str, deque[np.ndarray]] = {}
-        total = states[self.layers.index(self.readout)]
+        running = self.start(len(inputs))
         for t, (x, same) in enumerate(self._steps(inputs)):
-            values[self.network.input, 0] = x
-            for source, lag in sorted(self.lagging) if t == 0 else ():
-                sent[source] = deque([np.zeros_like(values[source, 0])] * lag, maxlen=lag)  # the longest lag is the last
-            values |= {(source, lag): sent[source][-lag] for source, lag in self.lagging}
-            for layer, state in zip(self.layers, states):
-                layer.step(values, state, same)
-                if layer.name in counts:
-                    counts[layer.name] += int(np.count_nonzero(state.spikes))
+            running.step(x, same)
+            for layer, state in zip(self.layers, running.states):
                 if layer.name in kept.spikes:
                     kept.spikes[layer.name][rows, t] = state.spikes[:, layer.back]
                 if layer.name in kept.membranes:
                     kept.membranes[layer.name][rows, t] = state.v[:, layer.back]
-            for source, train in sent.items():
-                train.append(values[source, 0].copy())
-            kept.output[rows, t] = total.v[:, self.readout.back]
-        clipped = {layer.name: state.clipped for layer, state in zip(self.layers, states) if state.clipped}
+            kept.output[rows, t] = running.potentials
+        return running.counts, running.clipped
+
+    def _layers_in_turn(self, inputs: np.ndarray, kept: SimulationResult, rows: slice) -> tuple[dict[str, int], dict[str, int]]:
+        """``_batch`` where nothing reads what comes later: one layer after the other runs through all steps."""
+        steps, counts, clipped = inputs.shape[1], {}, {}
+        trains: dict[str, np.ndarray] = {}
+        given = list(self._steps(inputs))
+        for layer in self.layers:
+            state: Any = layer.start(len(inputs))
+            train = np.empty((steps, *state.spikes.shape), state.spikes.dtype)
+            if isinstance(layer, _Neurons) and layer is not self.readout and layer.quick(trains, given):
+                counts[layer.name] = layer.run(trains, given, state, train)
+            else:
+                for t, (x, same) in enumerate(given):
+                    values = {(name, 0): sent[t] for name, sent in trains.items()}
+                    layer.step(values | {(self.network.input, 0): x}, state, same)
+                    train[t] = state.spikes
+                    if layer is self.readout:
+                        kept.output[rows, t] = state.v[:, layer.back]
+                if layer is not self.readout:
+                    counts[layer.name] = int(np.count_nonzero(train))
+            if state.clipped:
+                clipped[layer.name] = state.clipped
+            if layer.name in kept.spikes:
+                kept.spikes[layer.name][rows] = train.swapaxes(0, 1)[..., layer.back]
+            trains[layer.name] = train
         return counts, clipped
 
     def _steps(self, inputs: np.ndarray) -> Iterator[tuple[np.ndarray, bool]]:
@@ -145,6 +170,47 @@ class Simulator:
                 raw = inputs[:, t].reshape(len(inputs), -1)
                 last = self.network.encode(raw) if isinstance(self.network, IntegerNetwork) else raw.astype(np.float64)
             yield last, same
+
+
+class Running:
+    """Samples between two steps.
+
+    Attributes:
+        states: of the layers, in their order.
+        counts: spikes by layer so far.
+    """
+
+    def __init__(self, simulator: Simulator, samples: int):
+        self.simulator = simulator
+        self.states: list[Any] = [layer.start(samples) for layer in simulator.layers]
+        self.counts = dict.fromkeys((layer.name for layer in simulator.layers if layer is not simulator.readout), 0)
+        self._values: Values = {(layer.name, 0): state.spikes for layer, state in zip(simulator.layers, self.states)}
+        self._sent: dict[str, deque[np.ndarray]] = {}
+
+    def step(self, x: np.ndarray, same: bool = False) -> None:
+        """Advance by one step; ``x`` (B, values) is what ``encode`` made, or real numbers; ``same``: as the step before."""
+        simulator, values = self.simulator, self._values
+        values[simulator.network.input, 0] = x
+        for source, lag in sorted(simulator.lagging) if not self._sent else ():
+            self._sent[source] = deque([np.zeros_like(values[source, 0])] * lag, maxlen=lag)  # the longest lag is the last
+        values |= {(source, lag): self._sent[source][-lag] for source, lag in simulator.lagging}
+        for layer, state in zip(simulator.layers, self.states):
+            layer.step(values, state, same)
+            if layer.name in self.counts:
+                self.counts[layer.name] += int(np.count_nonzero(state.spikes))
+        for source, train in self._sent.items():
+            train.append(values[source, 0].copy())
+
+    @property
+    def potentials(self) -> np.ndarray:
+        """Of the readout: (B, classes)."""
+        readout = self.simulator.readout
+        return self.states[self.simulator.layers.index(readout)].v[:, readout.back]
+
+    @property
+    def clipped(self) -> dict[str, int]:
+        """Potentials that stopped at the limits, by layer."""
+        return {layer.name: state.clipped for layer, state in zip(self.simulator.layers, self.states) if state.clipped}
 
 
 @dataclass
@@ -171,12 +237,17 @@ class _Neurons:
             Synapses(c.matrix, order, orders[c.source], _dtype(c, payloads[c.source]), not self.fixed)
             for c in population.connections
         ]
-        self.exponents = [c.exponent for c in population.connections if isinstance(c, IntegerConnection)]
-        never = STATE_LIMIT if self.fixed else np.inf  # a threshold that is not reached
+        self.exponents = [
+            np.ascontiguousarray(c.exponent[order], np.int32) if isinstance(c.exponent, np.ndarray) else c.exponent
+            for c in population.connections
+            if isinstance(c, IntegerConnection)
+        ]
+        self.align, self.limit = (population.align, population.limit) if isinstance(population, IntegerPopulation) else (0, 0)
+        never = self.limit if self.fixed else np.inf  # a threshold that is not reached
         theta = np.full(self.size, never) if population.theta is None else population.theta
         if isinstance(population, IntegerPopulation):
             bias = population.bias.astype(np.int64) << population.bias_exponent
-            shift = 0 if population.theta is None else ALIGN
+            shift = 0 if population.theta is None else self.align
             numbers = [n.astype(np.int32) for n in (bias, theta.astype(np.int64) << shift, population.decay)]
             factors = [population.synaptic_decay, population.adaptation, population.adaptation_decay]
             rest = population.v_init
@@ -213,12 +284,12 @@ class _Neurons:
             if not (own and same_input):
                 synapses.deliver(values[source], sums)
         if self.fixed:
-            total, exponent, align = *self._total_fixed(state), ALIGN
+            total, exponent, align = *self._total_fixed(state), self.align
             if state.current is not None:
-                filter_fixed(total, exponent, state.current, self.bias, self.synaptic)
+                filter_fixed(total, exponent, align, self.limit, state.current, self.bias, self.synaptic)
                 total, exponent, align = state.current, -1, 0
             arguments = state.v, state.spikes, *self.parameters, self.leaky, self.to_zero
-            state.clipped += fire_fixed(total, exponent, align, *arguments)
+            state.clipped += fire_fixed(total, exponent, align, self.limit, *arguments)
         else:
             total = self._total_float(state)
             if state.current is not None:
@@ -228,16 +299,43 @@ class _Neurons:
         if state.sent is not None:
             send_graded(state.v, state.spikes, self.theta, self.levels, self.rectify, state.sent)
         if state.raised is not None:
-            adapt = adapt_fixed if self.fixed else adapt_float
-            adapt(state.v, state.spikes, self.theta, self.to_zero, state.raised, self.raise_by, self.raised_leak)
+            arguments = state.v, state.spikes, self.theta, self.to_zero, state.raised, self.raise_by, self.raised_leak
+            adapt_fixed(*arguments, self.limit) if self.fixed else adapt_float(*arguments)
+
+    def quick(self, trains: dict[str, np.ndarray], given: list[tuple[np.ndarray, bool]]) -> bool:
+        """Whether ``run`` can take the layer through all steps at once."""
+        plain = self.synaptic is None and self.raise_by is None
+        if not plain or len(self.synapses) != 1 or not isinstance(self.exponents[0], int):
+            return False
+        sent = trains.get(self.sources[0][0][0])
+        return all(same for _, same in given[1:]) if sent is None else self.synapses[0].quick(sent.dtype)
+
+    def run(self, trains: dict[str, np.ndarray], given: list[tuple[np.ndarray, bool]], state: _State, train: np.ndarray) -> int:
+        """All steps; writes the spikes (T, B, neurons), and returns how many there are."""
+        (synapses,), sent = self.synapses, trains.get(self.sources[0][0][0])
+        sums = state.sums[0] if sent is None else np.empty((1, self.size), synapses.dtype)
+        if sent is None:
+            synapses.deliver(given[0][0], sums)
+            sent = np.zeros((1, 1, 1), np.uint8)
+            constant = True
+        else:
+            constant = False
+        numbers = (self.exponents[0], self.align, self.limit, self.leaky, self.to_zero, self.levels, self.rectify)
+        taken = np.zeros((1, 1), np.int32) if state.sent is None else state.sent
+        clipped, count = run_layer(
+            sent, (*synapses.runs, synapses.pool), sums, constant, numbers, state.v, train,
+            tuple(self.parameters), state.sent is not None, self.theta, taken,
+        )  # fmt: skip
+        state.clipped += clipped
+        return count
 
     def _total_fixed(self, state: _State) -> tuple[np.ndarray, int]:
         """Sums and the exponent that makes them a current; several are summed as currents, and -1 undoes the factor 2."""
-        if len(state.sums) == 1:
+        if len(state.sums) == 1 and isinstance(self.exponents[0], int):
             return state.sums[0], self.exponents[0]
         total = np.zeros_like(state.v)
         for sums, exponent in zip(state.sums, self.exponents):
-            add_shifted(sums, exponent, total)
+            (add_shifted if isinstance(exponent, int) else add_channels)(sums, exponent, total)
         return total, -1
 
     def _total_float(self, state: _State) -> np.ndarray:

@@ -18,8 +18,8 @@ from spikeprop_hardware.quantization import quantize_network
 from spikeprop_hardware.reading import read_nir
 from spikeprop_hardware.recording import SPIKES, Recording, SimulationResult, shaped
 from spikeprop_hardware.reference import Simulator
+from spikeprop_hardware.workers import PATIENCE
 
-PATIENCE = 300.0  # seconds; a slice of a run takes a few, also on a machine that is busy
 Backend = Literal["lava", "reference"]
 Precision = Literal["float", "fixed"]
 Source = str | Path | IntegerNetwork | Simulator

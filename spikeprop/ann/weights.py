@@ -3,7 +3,7 @@
 A file has tensors by name in one or several tables: a state_dict itself, or one under a key (``state_dict``, ``model``, ``ema``,
 with an optimiser beside it). Names may have what wrappers put before them (``module.`` of DataParallel, ``_orig_mod.`` of
 torch.compile, ``model.`` of Lightning). A table fits where, behind one prefix, its names and shapes are exactly the network's.
-``FILE#PART`` says which part of a file is meant where several fit.
+``FILE#PART`` says which part of a file is meant where several fit, ``FILE#`` the names without a prefix.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
@@ -120,6 +121,17 @@ def _matches(tables: Mapping[str, dict[str, Tensor]], own: Mapping[str, Tensor])
                 yield _compare(place, prefix, view, own, "")
             if held:
                 yield _compare(place, "", view, own, held)
+            alone = {name: tensor for name, tensor in view.items() if name in own or not _is_copy(name, own)}
+            if 0 < len(alone) < len(view):  # both sets in one table
+                yield _compare(place, "", alone, own, "")
+
+
+def _is_copy(name: str, own: Mapping[str, Tensor]) -> bool:
+    """Whether it is one of the network's names behind what holds a network."""
+    parts = name.split(".")
+    while parts and parts[0] in HOLDERS:
+        parts = parts[1:]
+    return ".".join(parts) in own
 
 
 def _compare(place: str, prefix: str, view: dict[str, Tensor], own: Mapping[str, Tensor], held: str) -> _Match:
@@ -140,15 +152,18 @@ def _compare(place: str, prefix: str, view: dict[str, Tensor], own: Mapping[str,
     )
 
 
-def _choose(file: Path, part: str, compared: list[_Match], network: str) -> _Match:
+def _choose(file: Path, part: str | None, compared: list[_Match], network: str) -> _Match:
     """The one that fits; of several, that which is no average of weights, with a warning."""
-    wanted = [c for c in compared if not c.faults and (_within(c.place, part) if part else c.open)]
+    wanted = [c for c in compared if not c.faults and (c.open if part is None else _meant(c.place, part))]
     distinct = {tuple(map(id, c.tensors.values())): c for c in reversed(wanted)}  # with and without the wrappers' parts
-    fitting = {c.place: c for c in distinct.values()}
+    fitting: dict[str, _Match] = {}
+    for match in distinct.values():
+        if not any(_equal(match, other) for other in fitting.values()):
+            fitting[match.place] = match
     plain = [place for place in fitting if not AVERAGED.search(place)]
-    if len(fitting) > 1 and len(plain) == 1 and not part:
+    if len(fitting) > 1 and len(plain) == 1 and part is None:
         others = ", ".join(f"{file.name}#{place}" for place in fitting if place not in plain)
-        warnings.warn(f"{file} has several weights that fit; those under {plain[0]!r} are loaded; others: {others}", stacklevel=4)
+        warnings.warn(f"{file} has several weights that fit; those {_under(plain[0])} are loaded; others: {others}", stacklevel=4)
         return fitting[plain[0]]
     if len(fitting) > 1:
         raise CheckpointError(f"{file} has several weights that fit {network}: write {_written(file, sorted(fitting))}")
@@ -159,6 +174,17 @@ def _choose(file: Path, part: str, compared: list[_Match], network: str) -> _Mat
         places = ", ".join(sorted({c.place for c in compared if c.place})[:SHOWN]) or "one table of tensors, without parts"
         raise CheckpointError(f"{file} has no weights under {part!r}; it has {places}")
     raise CheckpointError(_misfit(file, min(inside, key=lambda c: c.faults), network))
+
+
+def _under(place: str) -> str:
+    return f"under {place!r}" if place else "without a prefix"
+
+
+def _equal(one: _Match, other: _Match) -> bool:
+    """Whether two tables have the same values."""
+    return one.tensors.keys() == other.tensors.keys() and all(
+        torch.equal(tensor, other.tensors[name]) for name, tensor in one.tensors.items()
+    )
 
 
 def _written(file: Path, places: list[str]) -> str:
@@ -210,13 +236,17 @@ def _common_prefix(own: Mapping[str, Tensor]) -> str:
     return f"{firsts.pop()}." if len(firsts) == 1 and all("." in name for name in own) else ""
 
 
-def _within(place: str, part: str) -> bool:
+def _meant(place: str, part: str) -> bool:
+    return _within(place, part) if part else not place
+
+
+def _within(place: str, part: str | None) -> bool:
     return not part or place == part or place.startswith(f"{part}.")
 
 
-def _split(path: Path) -> tuple[Path, str]:
-    """The file and the part of ``FILE#PART``."""
+def _split(path: Path) -> tuple[Path, str | None]:
+    """The file and the part of ``FILE#PART``; None where none is written."""
     if "#" not in path.name or path.exists():
-        return path, ""
+        return path, None
     name, _, part = path.name.partition("#")
     return path.with_name(name), part.rstrip(".")

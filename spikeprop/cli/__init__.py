@@ -4,7 +4,7 @@ Each file defines a group of verbs. A verb imports what it needs when it is call
 codes are those that ``spikeprop --help`` lists (``group.EXIT_CODES``).
 """
 
-from spikeprop.cli import converting, deploying, listing, looking, making, running, zoo  # noqa: F401 - they add their verbs to it
+from spikeprop.cli import converting, deploying, listing, looking, making, precision, running, zoo  # noqa: F401 - they add their verbs to it
 from spikeprop.cli.group import main
 
 __all__ = ["main"]

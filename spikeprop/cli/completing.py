@@ -23,13 +23,14 @@ def recipes(_: click.Context, __: click.Parameter, incomplete: str) -> list[Comp
 
 def settings(context: click.Context, _: click.Parameter, incomplete: str) -> list[CompletionItem]:
     """KEY= of the settings of the recipe that the command line names; or recipes, where it names none yet."""
-    from spikeprop.recipe.text import find_recipe, read_recipe
+    from spikeprop.recipe.extending import ExtendedRecipe
+    from spikeprop.recipe.text import find_recipe
 
     given = context.params.get("recipe") or next((a for a in context.params.get("arguments") or () if "=" not in a), None)
     if given is None:
         return recipes(context, _, incomplete)
     try:
-        tree = read_recipe(find_recipe(given))
+        tree = ExtendedRecipe(find_recipe(given)).tree
     except (SpikepropError, OSError):
         return []
     items = [CompletionItem(f"{key}=", help=str(value)) for key, value in leaves(tree) if key.startswith(incomplete)]

@@ -9,9 +9,14 @@ import click
 
 from spikeprop.cli.group import main
 from spikeprop.cli.looking import report
-from spikeprop.cli.options import TRUSTED, by_channel, numbers
+from spikeprop.cli.options import TRUSTED, RunFolder, by_channel, numbers
 from spikeprop.cli.printing import table, write
 from spikeprop.cli.running import run_in_folder
+from spikeprop.errors import RecipeError
+from spikeprop.runtime.imports import find_file
+from spikeprop.runtime.places import data_folder, nearest_path
+
+WEIGHT_FILES = (".pt", ".pth", ".ckpt", ".bin", ".safetensors")
 
 
 @main.command(
@@ -20,7 +25,10 @@ from spikeprop.cli.running import run_in_folder
 )
 @click.argument("source")
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
-@click.option("--weights", help="File or folder: .pt, .pth, .safetensors, shards; default the library's own.")
+@click.option(
+    "--weights",
+    help="File or folder: .pt, .pth, .safetensors, shards; default the library's own; ann.weights=null for random ones.",
+)
 @click.option("--data", default="ImageFolder", show_default=True,
               help="Data set with labels: one that `ls data` shows, my_data.py:MyDataset or package.Class.")  # fmt: skip
 @click.option("--root", help="Folder of the data; default $SPIKEPROP_DATA.")
@@ -45,6 +53,7 @@ def convert(
 
     The folder is a run folder: eval, simulate, budget, diagnose, finetune and report read it. The same command again continues.
     """
+    _check_names(source, settings["weights"], settings["data"], settings["root"])
     import torch
 
     from spikeprop.experiment.own_network import OwnNetwork, own_recipe
@@ -63,11 +72,29 @@ def convert(
     _run_and_show(context, load, path)
 
 
+def _check_names(source: str, weights: str | None, data: str, root: str | None) -> None:
+    """Raises RecipeError for a file or folder that is not there, before anything heavy is imported."""
+    if data == "ImageFolder" and root is None:
+        return  # said first, where no data.root is given either
+    for slot, text in (("ann", source), ("data", data)):
+        file = text.rpartition(":")[0] if ".py:" in text else text.removeprefix("onnx:")
+        if file.endswith((".py", ".onnx")) and find_file(file) is None:
+            raise RecipeError(f"{slot}: there is no file {file} (looked for in {Path.cwd()}){nearest_path(file)}")
+    if data == "ImageFolder" and root is not None and not Path(root).expanduser().is_dir():
+        raise RecipeError(f"ImageFolder: there is no folder {root}; set data.root (--root of convert){nearest_path(root)}")
+    if weights is not None and weights.endswith(WEIGHT_FILES):
+        places = (Path(weights).expanduser(), data_folder() / "weights" / weights)
+        if not any(place.exists() for place in places):
+            stored = data_folder() / "weights"
+            near = nearest_path(weights)
+            raise RecipeError(f"no weights file at {weights}; give its path, or put it into the folder {stored}{near}")
+
+
 @main.command(
     short_help="Fine-tune the network of a run folder with spikes.",
     example="spikeprop finetune runs/mine --timesteps 8 --epochs 3",
 )
-@click.argument("folder", type=click.Path(path_type=Path))
+@click.argument("folder", type=RunFolder())
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
 @click.option("--timesteps", type=click.IntRange(min=1), help="Steps of a simulation; default the fewest that were evaluated.")
 @click.option("--epochs", type=click.IntRange(min=1), help="Passes over the training images; default the recipe's, else 5.")

@@ -8,17 +8,45 @@ from pathlib import Path
 
 import click
 
+from spikeprop.errors import CheckpointError, RunError
+from spikeprop.runtime.places import no_checkpoint, no_run_folder
+
 NETWORK_NAMES = click.Choice(["ann", "converted", "finetuned", "trained"])
 NETWORK = click.option("--network", "name", type=NETWORK_NAMES, help="Of a run folder; default the last one of the pipeline.")
 TRUSTED = click.option(
     "--import", "trusted", multiple=True, metavar="PACKAGE", help="Code from outside that a file's network or data may import."
 )
+TARGET = click.option("--target", metavar="CHIP", help="loihi2, loihi1, speck, xylo, generic or generic-BITS.")
+
+
+class Checkpoint(click.Path):
+    """A checkpoint, a run folder or zoo:NAME, which is there: found before a verb imports anything heavy (``Verb.invoke``)."""
+
+    def __init__(self) -> None:
+        super().__init__(path_type=Path)
+
+    def check_there(self, path: Path) -> None:
+        """Raises CheckpointError if it is not, with the nearest name."""
+        if not str(path).startswith("zoo:") and not path.exists():
+            raise CheckpointError(no_checkpoint(path))
+
+
+class RunFolder(click.Path):
+    """The same of run folders."""
+
+    def __init__(self) -> None:
+        super().__init__(path_type=Path)
+
+    def check_there(self, path: Path) -> None:
+        """Raises RunError if it is not there, with the nearest name."""
+        if not path.exists():
+            raise RunError(no_run_folder(path))
 
 
 def shows_images(command: Callable[..., None]) -> Callable[..., None]:
     """The argument and options of verbs that show images to a NETWORK."""
     options = [
-        click.argument("source", type=click.Path(path_type=Path), metavar="NETWORK"),
+        click.argument("source", type=Checkpoint(), metavar="NETWORK"),
         NETWORK,
         click.option("--data", help="Data set; default the one that the network was trained on."),
         click.option("--root", help="Folder of the data; default $SPIKEPROP_DATA."),

@@ -11,7 +11,7 @@ import click
 from spikeprop.cli import completing
 from spikeprop.cli.group import main
 from spikeprop.cli.looking import report
-from spikeprop.cli.options import NETWORK_NAMES, TRUSTED, numbers, split_overrides
+from spikeprop.cli.options import NETWORK_NAMES, TARGET, TRUSTED, Checkpoint, numbers, split_overrides
 from spikeprop.cli.printing import columns, result, say, table, write
 
 if TYPE_CHECKING:
@@ -127,13 +127,20 @@ def _record(path: Path, named: Collection[str], loaded: Recipe) -> None:
 @click.argument("recipe", shell_complete=completing.recipes)
 @click.argument("axes", nargs=-1, required=True, metavar="KEY=VALUE[,VALUE]...", shell_complete=completing.settings)
 @click.option("--out", type=click.Path(path_type=Path), help="Folder of the trials; default runs/RECIPE-sweep.")
-@click.option("--jobs", type=click.IntRange(min=1), default=1, show_default=True, help="Trials at once.")
+@click.option("--on", type=click.Choice(["local", "ray"]), default="local", show_default=True,
+              help="local: processes of this machine. ray: the nodes of a running Ray cluster.")  # fmt: skip
+@click.option("--jobs", type=click.IntRange(min=1), help="Trials at once; default 1, on Ray as many as the nodes have room for.")
 @click.option("--sampler", type=click.Choice(["grid", "tpe"]), default="grid", show_default=True,
               help="grid: all combinations. tpe: Optuna's, with ranges too: KEY=LOW..HIGH, KEY=log:LOW..HIGH.")  # fmt: skip
 @click.option("--trials", type=click.IntRange(min=1), default=20, show_default=True, help="Number of trials of tpe, in total.")
 @click.option("--metric", help="Key of report.json to sort by, and for tpe to maximise; default the last network's accuracy.")
 @click.option("--least/--most", default=False, show_default=True, help="Whether small or large values of the metric are good.")
-@click.option("--threads", type=click.IntRange(min=1), help="CPU threads of a trial; default the cores divided by the jobs.")
+@click.option(
+    "--threads", type=click.IntRange(min=1), help="CPU threads of a trial; default the cores divided by the jobs, on Ray 1."
+)
+@click.option("--gpus", type=click.FloatRange(min=0), default=0.0, show_default=True, help="GPUs of a trial, on Ray.")
+@click.option("--retries", type=click.IntRange(min=0), default=2, show_default=True,
+              help="How often a trial that is lost or fails on a node is started again, on Ray.")  # fmt: skip
 @click.option("--smoke", is_flag=True, help="A few images, epochs and steps in every trial.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of tpe.")
 @click.pass_context
@@ -141,10 +148,15 @@ def sweep(context: click.Context, recipe: str, axes: tuple[str, ...], out: Path 
     """Run RECIPE with every combination of values, such as finetune.lr=1e-4,1e-5 evaluate.timesteps=[2],[4,8].
 
     Every trial is a run folder. The same command again continues where it stopped. It writes sweep.csv, sweep.json and
-    report.html.
+    report.html. With --on ray the trials run on the nodes of a Ray cluster, which must share the folder and the data.
     """
+    from click.core import ParameterSource
+
     from spikeprop.sweep import Sweep, SweepPlan
 
+    given = [name for name in ("gpus", "retries") if context.get_parameter_source(name) is ParameterSource.COMMANDLINE]
+    if given and settings["on"] != "ray":
+        raise click.UsageError(f"--{given[0]} is for trials on a cluster; add --on ray, or leave it out")
     plan = SweepPlan.of(recipe, axes, **settings)
     folder = out or Path("runs") / f"{Path(recipe).stem}-sweep"
     swept = Sweep(plan, folder, say)
@@ -164,14 +176,19 @@ def sweep(context: click.Context, recipe: str, axes: tuple[str, ...], out: Path 
 @main.command(short_help="Check recipes without running them.", example="spikeprop check digits_cnn_stdb finetune.lr=1e-4")
 @click.argument("arguments", nargs=-1, required=True, metavar="RECIPE... [KEY=VALUE]...", shell_complete=completing.settings)
 @click.option("--no-import", is_flag=True, help="Build nothing; list the code from outside that the recipe would import.")
-def check(arguments: tuple[str, ...], no_import: bool) -> None:
-    """Check recipes without running them: every key, component and value. KEY=VALUE overrides a setting of each, as for run."""
+@TARGET
+def check(arguments: tuple[str, ...], no_import: bool, target: str | None) -> None:
+    """Check recipes without running them: every key, component and value. KEY=VALUE overrides a setting of each, as for run.
+
+    With --target also whether the network will fit that chip: everything that stands in the way, by layer, before it is trained.
+    """
     from spikeprop.recipe import load_recipe
     from spikeprop.runtime.imports import record_foreign_names
 
     recipes, overrides = split_overrides(arguments)
     if not recipes:
         raise click.UsageError("give at least one recipe")
+    unfit: list[str] = []
     for recipe in recipes:
         if no_import:
             with record_foreign_names() as noted:
@@ -187,6 +204,30 @@ def check(arguments: tuple[str, ...], no_import: bool) -> None:
         kind, skipped = type(loaded.experiment).__name__, _check_files(loaded.experiment)
         write(f"{loaded.name}: ok ({kind}){f'; {skipped} images that cannot be read are left out' if skipped else ''}")
         result(checked=[{"recipe": loaded.name, "experiment": kind, "unreadable": skipped}])
+        if target is not None:
+            unfit += [] if _fits(recipe, loaded.experiment, target) else [recipe]
+    if unfit:
+        raise click.ClickException(f"{len(unfit)} of {len(recipes)} recipes do not fit {target}: {', '.join(unfit)}")
+
+
+def _fits(recipe: str, experiment: Any, target: str) -> bool:
+    """Whether a recipe's network fits a chip; written with all that stands in the way."""
+    from dataclasses import asdict
+
+    from spikeprop.evaluate.report import CHIP_COLUMNS
+
+    if not hasattr(experiment, "outline"):
+        raise click.ClickException(f"{recipe} is an experiment without a network for a chip ({type(experiment).__name__})")
+    found = experiment.outline().fits(target)
+    write(str(found))
+    if found.budget is not None:
+        columns(
+            tuple(CHIP_COLUMNS.values()), [tuple(getattr(layer, key) for key in CHIP_COLUMNS) for layer in found.budget.layers]
+        )
+    result(
+        fits=[{"recipe": recipe, "target": found.target, "fits": bool(found), "findings": [asdict(f) for f in found.findings]}]
+    )
+    return bool(found)
 
 
 def _warn_without_lava(recipe: str, experiment: Any) -> None:
@@ -216,7 +257,7 @@ def _check_files(experiment: Any) -> int:
     short_help="Measure the accuracy of a network at each number of steps.",
     example="spikeprop eval runs/digits_cnn_stdb --network converted --timesteps 4,8",
 )
-@click.argument("checkpoint", type=click.Path(path_type=Path))
+@click.argument("checkpoint", type=Checkpoint())
 @click.option("--network", "networks", multiple=True, type=NETWORK_NAMES,
               help="Of a run folder; may be given several times; default the last one of the pipeline.")  # fmt: skip
 @click.option(
@@ -229,7 +270,11 @@ def _check_files(experiment: Any) -> int:
 @click.option("--activity-images", type=click.IntRange(min=0), default=200, show_default=True,
               help="Count the spikes of about so many images.")  # fmt: skip
 @click.option("--device", default="auto", show_default=True, help="auto (CUDA where there is one), cpu, cuda or cuda:1.")
-@click.option("--out", type=click.Path(path_type=Path), help="Folder; default eval-DATA/NETWORK beside the checkpoint.")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    help="Folder; default eval-DATA/NETWORK beside the checkpoint, or NETWORK-2 and so on.",
+)
 @click.option("--restart", is_flag=True, help="Delete what the folder holds and begin again.")
 @click.option("--save-every", type=click.FloatRange(min=0), default=5.0, show_default=True, help="Seconds between two writes.")
 @click.option("--early-exit", metavar="certain|P",
@@ -246,7 +291,8 @@ def evaluate(
 ) -> None:
     """Accuracy of a network on test images at each number of steps. CHECKPOINT is a checkpoint, a run folder or zoo:NAME.
 
-    Writes a report (JSON, CSV by class, PNG). The same command again continues where it stopped. With several processes: torchrun
+    Writes a report (JSON, CSV by class, PNG). The same command again continues where it stopped; one with other options (--limit,
+    --timesteps) gets a folder of its own beside it. With several processes: torchrun
     --nproc-per-node=2 -m spikeprop eval ...
     """
     from spikeprop.experiment.evaluation import EvaluationOptions, evaluate_checkpoint

@@ -88,8 +88,10 @@ def _neuron(steps: int, binary: bool) -> tuple[Neuron, str]:
 def _calibrator(neuron: Neuron, steps: int) -> tuple[ThresholdCalibrator, str]:
     counts = steps * neuron.payload
     if counts < COUNTS:
-        return LeastSquares(timesteps=steps), (
-            f"LeastSquares, which fits the weights, since a neuron can send only {counts} different sums"
+        uneven = neuron.payload == 1 and steps > 1  # what comes late cannot be sent at once
+        return LeastSquares(timesteps=steps, search="spikes" if uneven else "rate"), (
+            f"LeastSquares{' on spikes' if uneven else ''}, which fits the weights, since a neuron can send only {counts} "
+            "different sums"
         )
     search, on = ("spikes", " on spikes") if counts < 2 * COUNTS else ("rate", "")
     return LightCalibration(timesteps=steps, search=search), (

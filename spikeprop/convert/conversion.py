@@ -76,6 +76,7 @@ def convert(
     if differential:
         send_differences(network)
     network.notes += [chosen.why] if chosen.why else []
+    network.calibrated_for = chosen.calibrator.calibrated_for
     network.to(x.dtype)
     processes.broadcast((*network.parameters(), *network.buffers()))  # processes may round differently
     return network

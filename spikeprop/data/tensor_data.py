@@ -87,6 +87,11 @@ class TensorData(ImageData):
         images, labels = limited(*self._parts[1], self.test_limit)
         return InMemorySplit(images, labels, batch_size, self.mean, self.std, self._scale(images))
 
+    @property
+    def divisor(self) -> float:
+        """What images are divided by."""
+        return self._scale(self._parts[0][0])
+
     def _scale(self, images: Tensor) -> float:
         return self.scale or (255.0 if images.dtype == torch.uint8 else 1.0)
 

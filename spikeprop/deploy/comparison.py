@@ -59,12 +59,13 @@ def encoded(network: SpikingNetwork, x: Any, timesteps: int | None = None) -> np
 
 
 @dataclass(frozen=True, kw_only=True)
-class Target:
+class RunOn:
     """Where and how a NIR file runs: on Lava or in spikeprop-hardware's batched reference simulator, in float64 or in the
-    chip's integers."""
+    integers of a chip: Loihi 2's, or those of the chip that ``target`` names."""
 
     backend: Literal["lava", "reference"] = "lava"
     precision: Literal["float", "fixed"] = "float"
+    target: str | None = None
 
 
 def compare(
@@ -74,7 +75,7 @@ def compare(
     labels: Tensor,
     timesteps: int | None,
     notify: Callable[[str], None],
-    target: Target = Target(),
+    where: RunOn = RunOn(),
 ) -> dict[str, Any]:
     """Run a NIR file and compare with the network that it holds, as it was written or read.
 
@@ -84,7 +85,7 @@ def compare(
         labels: (B,).
         timesteps: of still samples; of sequences their own.
         notify: called with a message when Lava's environment is made.
-        target: where and how the file runs.
+        where: it runs, and how.
 
     Returns:
         samples, agreement (percent of equal predictions), spikes_equal (every train of every layer), spikes (how many were
@@ -97,35 +98,37 @@ def compare(
         NirError: a file that is damaged.
         HardwareError: Python 3.10 is missing, or the simulation failed.
     """
-    size = len(images) if target.backend == "lava" else REFERENCE_BATCH  # Lava takes seconds to start
+    size = len(images) if where.backend == "lava" else REFERENCE_BATCH  # Lava takes seconds to start
     graph = hardware.read_nir(file)
     names = layer_names(graph)
     steps = int(time_first(network, images[:1])[0].shape[0]) if _in_time(network, images) else timesteps or 0
-    source, report = _source(graph, network, file, images, steps, target)
+    source, report = _source(graph, network, file, images, steps, where)
     parts, clipped = [], Counter[str]()
-    with bar(f"simulate on {target.backend}", unit="step") as shown:
+    with bar(f"simulate on {where.backend}", unit="step") as shown:
         shown.total = len(images) * steps
         for start in range(0, len(images), size):
             rows = slice(start, start + size)
             ours, output = record(network, images[rows], timesteps)
             inputs = ours.pop(INPUT)
             progress = _progress(shown, start * steps)
-            theirs = hardware.simulate(source, inputs, **asdict(target), notify=notify, progress=progress)
+            theirs = hardware.simulate(
+                source, inputs, backend=where.backend, precision=where.precision, notify=notify, progress=progress
+            )
             spikes = {str(names.get(node, node)): train for node, train in theirs.spikes.items()}
             clipped.update({str(names.get(node, node)): count for node, count in theirs.clipped.items()})
             lengths = time_first(network, images[rows])[1]
-            held = _held(theirs.output, lengths)
+            outputs = held(theirs.output, lengths)
             for trains in (ours, spikes):
                 _end(trains, lengths)
-            parts.append(_compare(ours, output, spikes, held, labels[rows].numpy(), start))
-    return _merged(parts, target.backend) | {"levels": levels(network), "clipped": dict(clipped)} | report
+            parts.append(_compare(ours, output, spikes, outputs, labels[rows].numpy(), start))
+    return _merged(parts, where.backend) | {"levels": levels(network), "clipped": dict(clipped)} | report
 
 
 def _in_time(network: SpikingNetwork, x: Any) -> bool:
     return len(x.shape) == len(network.input_shape) + 2
 
 
-def _held(outputs: np.ndarray, lengths: Tensor | None) -> np.ndarray:
+def held(outputs: np.ndarray, lengths: Tensor | None) -> np.ndarray:
     """Outputs (B, T, K) that stay as they are after each sample's last step."""
     if lengths is None:
         return outputs
@@ -149,13 +152,14 @@ def input_limit_of(network: SpikingNetwork, images: Any) -> float:
 
 
 def _source(
-    graph: nir.NIRGraph, network: SpikingNetwork, file: Path, images: Any, timesteps: int, target: Target
+    graph: nir.NIRGraph, network: SpikingNetwork, file: Path, images: Any, timesteps: int, where: RunOn
 ) -> tuple[Path | hardware.IntegerNetwork | hardware.Simulator, dict[str, list[dict[str, Any]]]]:
     """What is to be simulated, prepared once for all batches, and the report of its quantisation."""
-    on_lava = target.backend == "lava"
-    if target.precision == "float":
+    on_lava = where.backend == "lava"
+    if where.precision == "float":
         return file if on_lava else hardware.Simulator(hardware.lay_out(graph)), {}
-    made, report = hardware.quantize(graph, input_limit=input_limit_of(network, images), timesteps=timesteps)
+    chip = None if where.target is None else hardware.target(where.target)
+    made, report = hardware.quantize(graph, input_limit=input_limit_of(network, images), timesteps=timesteps, target=chip)
     return made if on_lava else hardware.Simulator(made), {"quantization": [asdict(layer) for layer in report]}
 
 

@@ -6,11 +6,11 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import nir
 import numpy as np
-from spikeprop_hardware import quantize_for_netx, write_netx
+from spikeprop_hardware import quantize_for_netx, step_model, write_netx
 
 from spikeprop.deploy.interchange import portable
 from spikeprop.deploy.writing import to_nir
@@ -40,7 +40,7 @@ def export(
         path: NIR file.
         about: the description of its checkpoint; the file keeps its number of steps, its data with their normalisation and its
             seed, so that it can be simulated on its own.
-        target: "norse" or "snntorch": as that library's own importer understands it.
+        target: "norse", "snntorch", "sinabs", "rockpool" or "spyx": as that library's own importer understands it.
         timesteps: of a simulation, which the chip's readout gets room for.
         data: the data set: an object such as ``CIFAR10(mean=0.5, std=0.25)``, or its name.
         mean, std: normalisation, (pixel / 255 - mean) / std; one number, or one for each channel; default those of ``data``.
@@ -87,3 +87,33 @@ def export_netx(network: SpikingNetwork, path: Path | str) -> list[dict[str, Any
     made, report = quantize_for_netx(to_nir(network))
     write_atomically(Path(path), lambda temporary: write_netx(made, temporary))
     return [asdict(layer) for layer in report]
+
+
+def export_onnx(
+    network: SpikingNetwork,
+    path: Path | str,
+    *,
+    precision: Literal["float", "fixed"] = "float",
+    input_limit: float | None = None,
+    timesteps: int | None = None,
+) -> None:
+    """Write one time step of the network as an ONNX model with its state in and out, atomically; ``step_model`` says what it is.
+
+    Args:
+        network: left as it is.
+        path: ONNX file.
+        precision: "float", or "fixed" for the chip's integers.
+        input_limit: largest absolute input of integers; default what the encoder can represent, else as of ``quantize``.
+        timesteps: of a simulation, which the integers' output gets room for.
+
+    Raises:
+        NirError: what NIR, on the way there, cannot hold.
+        HardwareError: onnx is missing; what integers cannot hold, or ONNX cannot say; nothing is written.
+    """
+    limit = input_limit if input_limit is not None else network.encoder.limit
+    model = step_model(to_nir(network), precision=precision, input_limit=limit, timesteps=timesteps)
+
+    def write(temporary: Path) -> None:
+        temporary.write_bytes(model.SerializeToString())
+
+    write_atomically(Path(path), write)

@@ -1,38 +1,31 @@
 """A NIR graph that another library's own importer reads correctly: rewritten exactly where possible, else refused with a reason.
 
-NIR's LIF is tau dv/dt = (v_leak - v) + r*I; a factor on a layer's current may be in r or in the weights before it. The importers
-of these versions do the following, according to their code:
+readers.py says what each of them makes of neurons. Of the other nodes, Norse has no average pooling and misreads the channels of
+a grouped convolution, as sinabs does, which reads no weights without a bias either: pooling becomes a convolution, groups are
+filled with zeros. Rockpool and Spyx read vectors; images are given flattened.
 
-- Norse 1.1 (``norse.torch.from_nir(graph)``) ignores r, has no average pooling, misreads the channels of a grouped
-  convolution, and steps by 1 ms: r goes into the weights, pooling becomes a convolution, groups are filled with zeros, and
-  tau is in s.
-- snnTorch 1.0 (``snntorch.import_nir.import_from_nir(graph)``) reads an IF as a leaky neuron that then cannot run, needs one
-  threshold a layer, and steps by 0.1 ms: IF is written as a LIF whose leak rounds to none, thresholds that differ go into the
-  weights.
-
-Both reset to zero and start at zero whatever the file says, so reset by subtraction and other start potentials are refused; so
-are graded neurons and max pooling of spikes, which neither has, networks that are not one chain, and other readings than the sum.
-Inputs are given one sample at a time, (C, H, W) without a batch; the network's output is the sum of its outputs over all steps.
+All of them start at zero whatever the file says, so other start potentials are refused; so are graded neurons, thresholds that
+adapt and max pooling of spikes, which none has, networks that are not one chain, and other readings than the sum. Inputs are
+given one sample at a time, (C, H, W) without a batch; the network's output is the sum of its outputs over all steps.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
 
 import nir
 import numpy as np
-from spikeprop_hardware.graph import GradedIF, SpikingMaxPool2d, pair, read_of, readout_from
+from spikeprop_hardware.graph import ALIF, GradedIF, SpikingMaxPool2d, StepLIF, pair, read_of, readout_from
 from spikeprop_hardware.matrix import linear_of, places_of
+from spikeprop_hardware.network import lay_out
 from spikeprop_hardware.neurons import neurons_of
 
+from spikeprop.deploy.readers import Neurons, Reader, check_one_spike, reader_of
 from spikeprop.errors import NirError
 
-NORSE_DT = 1e-3
-SNNTORCH_DT = 1e-4
-NO_LEAK = 1e16  # steps of a time constant beside which 1 / NO_LEAK vanishes in float64
+FIRING = (nir.IF, nir.LIF, nir.CubaLIF, StepLIF)
 WEIGHTED = (nir.Affine, nir.Linear, nir.Conv2d)
 Shape = tuple[int, ...]
 
@@ -41,15 +34,60 @@ def portable(graph: nir.NIRGraph, target: str) -> nir.NIRGraph:
     """The graph as ``target``'s importer understands it, with the same spikes but for the last bits of float32.
 
     Args:
-        graph: what ``to_nir`` makes, or another chain of linear nodes and IF/LIF; left as it is.
-        target: "norse" or "snntorch".
+        graph: what ``to_nir`` makes, or another chain of linear nodes and neurons; left as it is.
+        target: "norse", "snntorch", "sinabs", "rockpool" or "spyx".
 
     Raises:
         NirError: the library does not have the semantics; names the node.
     """
-    if target not in _NEURONS:
-        raise NirError(f"there is no way to write for {target!r}; known: {', '.join(_NEURONS)}")
-    for name, node in graph.nodes.items():  # first, since no other change would help
+    reader = reader_of(target)
+    _refuse(graph, target)
+    names = _chain(graph, target)
+    laid_out = lay_out(graph) if reader.several else None
+    first, last = graph.nodes[names[0]], graph.nodes[names[-1]]
+    shape: Shape = tuple(int(n) for n in first.input_type["input"])
+    nodes: dict[str, Any] = {names[0]: nir.Input(input_type={"input": np.array(shape)})}
+    weighted: str | None = None  # the last weights before the next neurons
+    layers = 0
+    for name in names[1:-1]:
+        node = graph.nodes[name]
+        if isinstance(node, FIRING):
+            neuron, factor = reader.write(_neurons(name, node, target, reader))
+            if laid_out is not None:
+                check_one_spike(laid_out, name, target)
+            if weighted is None and np.any(factor != 1):
+                raise NirError(f"node {name!r} scales its current, and there are no weights before it to take the factor")
+            if weighted is not None:
+                nodes[weighted] = _scaled(nodes[weighted], factor, name)
+            if reader.late and layers and weighted is not None and np.any(getattr(nodes[weighted], "bias", 0)):
+                raise NirError(
+                    f"node {weighted!r} has biases, which would work a step for each layer before its spikes arrive in {target}, "
+                    "whose spikes leave a step late; train without biases (bias: false), but for the first weights and the last"
+                )
+            nodes[name], weighted, layers = neuron, None, layers + 1
+            continue
+        made, after = _linear(name, node, shape, target, reader)
+        if made is None and len(nodes) == 1:  # the image is given flattened
+            nodes[names[0]] = nir.Input(input_type={"input": np.array(after)})
+        elif made is not None:
+            nodes[name] = made
+        shape, weighted = after, name if isinstance(node, WEIGHTED) else weighted
+    nodes[names[-1]] = nir.Output(output_type={"output": np.array(last.output_type["output"])})
+    called = _names(list(nodes))
+    edges = list(pairwise(called.values()))
+    nodes = {called[name]: node for name, node in nodes.items()}
+    return nir.NIRGraph(nodes=nodes, edges=edges, metadata=dict(graph.metadata or {}), type_check=False)
+
+
+def _names(nodes: list[str]) -> dict[str, str]:
+    """Spyx finds the ends of a graph by their names."""
+    called = {name: f"{name}_" if name in ("input", "output") else name for name in nodes[1:-1]}
+    return {nodes[0]: "input", **called, nodes[-1]: "output"}
+
+
+def _refuse(graph: nir.NIRGraph, target: str) -> None:
+    """What no other change would help."""
+    for name, node in graph.nodes.items():
         if isinstance(node, SpikingMaxPool2d):
             raise NirError(
                 f"node {name!r} is a max pooling of spikes by their counts, which {target} does not have; train with average "
@@ -60,6 +98,8 @@ def portable(graph: nir.NIRGraph, target: str) -> nir.NIRGraph:
                 f"node {name!r} sends graded spikes (SignedIF, GradedIF), which {target} does not have; convert with IF, reset: "
                 "zero"
             )
+        if isinstance(node, ALIF):
+            raise NirError(f"node {name!r} has thresholds that adapt, which {target} does not read from a file; use LIF")
     if read_of(graph) != "sum":
         raise NirError(
             f"the network's output is the {read_of(graph)} of its values, which {target} does not read from a file: set "
@@ -71,25 +111,6 @@ def portable(graph: nir.NIRGraph, target: str) -> nir.NIRGraph:
             f"the network's output counts from step {delay} on (a delayed readout), which {target} does not have: its output "
             "would count all steps. Convert with delay: false, or call network.readout.set()"
         )
-    names = _chain(graph, target)
-    first, last = graph.nodes[names[0]], graph.nodes[names[-1]]
-    shape: Shape = tuple(int(n) for n in first.input_type["input"])
-    nodes: dict[str, Any] = {names[0]: nir.Input(input_type={"input": np.array(shape)})}
-    weighted: str | None = None  # the last weights before the next neurons
-    for name in names[1:-1]:
-        node = graph.nodes[name]
-        if isinstance(node, nir.IF | nir.LIF):
-            neuron, factor = _NEURONS[target](*_neurons(name, node, target))
-            if weighted is None and np.any(factor != 1):
-                raise NirError(f"node {name!r} scales its current, and there are no weights before it to take the factor")
-            if weighted is not None:
-                nodes[weighted] = _scaled(nodes[weighted], factor, name)
-            nodes[name], weighted = neuron, None
-            continue
-        nodes[name], shape = _linear(name, node, shape, target)
-        weighted = name if isinstance(node, WEIGHTED) else weighted
-    nodes[names[-1]] = nir.Output(output_type={"output": np.array(last.output_type["output"])})
-    return nir.NIRGraph(nodes=nodes, edges=list(pairwise(names)), metadata=dict(graph.metadata or {}), type_check=False)
 
 
 def _chain(graph: nir.NIRGraph, target: str) -> list[str]:
@@ -108,41 +129,30 @@ def _chain(graph: nir.NIRGraph, target: str) -> list[str]:
     return names
 
 
-def _neurons(name: str, node: Any, target: str) -> tuple[np.ndarray, float]:
-    """Thresholds, and the factor on the potential in each step; what neither library does is refused."""
+def _neurons(name: str, node: Any, target: str, reader: Reader) -> Neurons:
+    """Our neurons; what the reader does not do is refused."""
     neurons = neurons_of(node, name)
-    if neurons.reset != "zero":
+    if reader.reset == "zero" and neurons.reset != "zero":
         raise NirError(
             f"node {name!r} resets by subtraction, which NIR cannot say: {target} would reset to zero, and its spikes "
             "would differ without a warning. Convert with reset: zero, or use spikeprop.snn.interop.rebuild, which maps more"
         )
+    if reader.reset == "subtract" and neurons.reset != "subtract":
+        raise NirError(f"node {name!r} resets to zero, and {target} subtracts the threshold; convert with reset: subtract")
     if np.any(neurons.v_init != 0):
         raise NirError(f"node {name!r} starts at v_init other than 0, and {target}'s neurons start at 0; convert with v_init: 0")
-    if np.any(neurons.leak != neurons.leak.flat[0]):
+    synaptic = np.zeros(1) if neurons.synaptic_leak is None else neurons.synaptic_leak
+    if np.any(neurons.leak != neurons.leak.flat[0]) or np.any(synaptic != synaptic.flat[0]):
         raise NirError(f"node {name!r} has several time constants; one leak a layer is written for {target}")
-    return neurons.theta.astype(np.asarray(node.v_threshold).dtype), float(neurons.leak.flat[0])
-
-
-def _for_norse(theta: np.ndarray, leak: float) -> tuple[Any, np.ndarray]:
-    if leak == 1:
-        return nir.IF(r=np.ones_like(theta), v_threshold=theta, v_reset=np.zeros_like(theta)), np.ones(())
-    tau = np.full_like(theta, NORSE_DT / (1 - leak))
-    zeros = np.zeros_like(theta)
-    neuron = nir.LIF(tau=tau, r=np.ones_like(theta), v_leak=zeros, v_threshold=theta, v_reset=zeros)
-    return neuron, np.asarray(1 / (1 - leak))
-
-
-def _for_snntorch(theta: np.ndarray, leak: float) -> tuple[Any, np.ndarray]:
-    theta, factor = theta.astype(np.float64), np.ones(())
-    if np.any(theta != theta.flat[0]):
-        factor, theta = 1 / theta, np.ones_like(theta)
-    steps = 1 / (1 - leak) if leak < 1 else NO_LEAK
-    theta = theta.astype(np.float32)  # a leak in float64 would meet weights in float32
-    zeros, r = np.zeros_like(theta), np.full_like(theta, steps)
-    return nir.LIF(tau=r * SNNTORCH_DT, r=r, v_leak=zeros, v_threshold=theta, v_reset=zeros), factor
-
-
-_NEURONS: dict[str, Callable[[np.ndarray, float], tuple[Any, np.ndarray]]] = {"norse": _for_norse, "snntorch": _for_snntorch}
+    if reader.current == "none" and synaptic.any():
+        raise NirError(
+            f"node {name!r} has a synaptic current that outlives its step, which {target} does not read as this network "
+            "means it: a potential reads it a step earlier or not at all; use LIF"
+        )
+    if reader.current == "needed" and not synaptic.all():
+        raise NirError(f"node {name!r} has no synaptic current, and {target} reads neurons with one (CubaLIF) alone")
+    theta = np.broadcast_to(neurons.theta, np.shape(node.v_threshold)).astype(np.asarray(node.v_threshold).dtype)
+    return Neurons(theta, float(neurons.leak.flat[0]), float(synaptic.flat[0]))
 
 
 def _scaled(node: Any, factor: np.ndarray, reader: str) -> Any:
@@ -160,23 +170,27 @@ def _scaled(node: Any, factor: np.ndarray, reader: str) -> Any:
     return dataclasses.replace(node, weight=weight, bias=np.asarray(node.bias) * rows)
 
 
-def _linear(name: str, node: Any, shape: Shape, target: str) -> tuple[Any, Shape]:
-    """A node without neurons as the target knows it, and the shape after it."""
+def _linear(name: str, node: Any, shape: Shape, target: str, reader: Reader) -> tuple[Any, Shape]:
+    """A node without neurons as the target knows it, None where it is left out, and the shape after it."""
     if isinstance(node, nir.Affine | nir.Linear):
-        return node, (len(node.weight),)
+        bare = reader.affine and isinstance(node, nir.Linear)
+        return nir.Affine(node.weight, np.zeros_like(node.weight[:, 0])) if bare else node, (len(node.weight),)
+    if reader.vectors and not (isinstance(node, nir.Flatten) and len(shape) >= 1):
+        raise NirError(f"node {name!r} is a {type(node).__name__}, and {target} reads dense layers of vectors alone")
     if isinstance(node, nir.Flatten):
         after = linear_of(node, shape, name)[2]
         if len(after) != 1:
             raise NirError(
                 f"node {name!r} flattens axes {node.start_dim} to {node.end_dim}; only all axes are written for {target}"
             )
-        return nir.Flatten(input_type={"input": np.array(shape)}, start_dim=0, end_dim=-1), (int(np.prod(shape)),)
+        flat = None if reader.vectors else nir.Flatten(input_type={"input": np.array(shape)}, start_dim=0, end_dim=-1)
+        return flat, (int(np.prod(shape)),)
     if isinstance(node, nir.Conv2d) and not isinstance(node.padding, str):
         full = _ungrouped(np.asarray(node.weight), int(node.groups))
         return _conv(node, full, np.asarray(node.bias), shape, pair(node.dilation)), places_of(node, shape, name).after
     if isinstance(node, nir.AvgPool2d):
         after = places_of(node, shape, name).after
-        if target == "snntorch":
+        if reader.average:
             return node, after
         kernel = pair(node.kernel_size)
         weight = np.zeros((shape[0], shape[0], *kernel))

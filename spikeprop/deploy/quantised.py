@@ -2,6 +2,7 @@
 
     m = clip(round(w * f), -128, 127);   forward and backward at w' = m / f;   dL/dw = dL/dw' where m was not clipped, else 0
 
+(fewer bits: -2^(bits-1) to 2^(bits-1) - 1, ternary -1, 0 and 1),
 the straight-through estimator (Bengio et al. 2013, arXiv:1308.3432; for weights in integers Jacob et al. 2018). Scales and
 exponents are those that spikeprop-hardware's ``quantize`` finds for the current network, searched again every ``refresh`` steps;
 the rules of rounding are defined there, and after each search every number is compared with the integers found there. Thresholds,
@@ -15,16 +16,18 @@ zero in each step, and the mean of a window of 9 pixels, for example, is not exa
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import json
+import weakref
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
-from typing import Any
-from weakref import WeakKeyDictionary
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from spikeprop_hardware import lay_out, quantize
-from spikeprop_hardware.integer import BIAS, DECAY_UNITY, MANTISSA, THETA_LIMIT, IntegerPopulation
+from spikeprop_hardware.grids import mantissas
+from spikeprop_hardware.integer import BIAS, DECAY_UNITY, THETA_LIMIT, IntegerPopulation
 from torch import Tensor, nn
 
 from spikeprop.deploy.comparison import input_limit_of
@@ -39,47 +42,82 @@ from spikeprop.snn.layer import OUTPUT
 
 @dataclass(frozen=True, kw_only=True)
 class QuantisedBPTT(BPTT):
-    """BPTT at rounded weights. A resumed run searches its scales again, so its last digits may differ.
+    """BPTT at rounded weights. Its scales are part of a training's checkpoint, so that a resumed run goes on to the bit.
 
     Attributes:
         refresh: training steps after which the scales are searched again, which takes as long as ``quantize``.
         input_limit: largest absolute input; default what the encoder can represent, or the largest of the current batch.
+        bits: of weights, 2 to 8 or "ternary"; or by layer, others 8.
+        per_channel: an exponent for each channel, as of ``quantize``.
     """
 
     refresh: int = 100
     input_limit: float | None = None
-    _grids: WeakKeyDictionary[SpikingNetwork, tuple[Grids, list[int]]] = field(
-        default_factory=WeakKeyDictionary, init=False, repr=False, compare=False
-    )
+    bits: int | Literal["ternary"] | dict[str, int | Literal["ternary"]] = 8
+    per_channel: bool = False
+    _held: _Held = field(default_factory=lambda: _Held(), init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.refresh < 1:
             raise ValueError(f"refresh is {self.refresh}; the scales hold for at least 1 step")
+        for bits in self.bits.values() if isinstance(self.bits, Mapping) else [self.bits]:
+            try:
+                mantissas(bits)  # type: ignore[arg-type]
+            except HardwareError as error:
+                raise ValueError(str(error)) from error
 
     @property
     def single_backward(self) -> bool:
         return False  # it changes the network's parameters during a step
 
     def step(self, model: SpikingNetwork, x: Any, y: Tensor) -> dict[str, Tensor]:
-        grids, left = self._grids.get(model, (None, [0]))
-        if grids is None or left[0] == 0:
+        held, grids = self._held, self._held.of(model)
+        if grids is None:
             limit = self.input_limit if self.input_limit is not None else input_limit_of(model, x)
-            grids, left = find_grids(model, limit, self.timesteps), [self.refresh]
-            self._grids[model] = grids, left
-        left[0] -= 1
+            grids = find_grids(model, limit, self.timesteps, self.bits, self.per_channel)
+            held.grids, held.left = grids, self.refresh
+        held.left -= 1
         with rounded(model, grids):
             return super().step(model, grids.round_input(model, x), y)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        text = json.dumps([None if self._held.grids is None else asdict(self._held.grids), self._held.left])
+        return super().state_dict() | {"grids": torch.tensor(list(text.encode()), dtype=torch.uint8)}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        own = dict(state)
+        found, self._held.left = json.loads(bytes(own.pop("grids").tolist()))
+        self._held.grids, self._held.model = None if found is None else _grids_of(found), None
+        super().load_state_dict(own)
+
+
+@dataclass
+class _Held:
+    """The scales in use, the network that they are of (None: the next that is trained), and the steps that they serve yet."""
+
+    grids: Grids | None = None
+    left: int = 0
+    model: weakref.ref[Any] | None = None
+
+    def of(self, model: Any) -> Grids | None:
+        """The scales of a network, where there are any and they still serve."""
+        if self.model is not None and self.model() is not model:
+            self.grids = None
+        self.model = weakref.ref(model)
+        return self.grids if self.left > 0 else None
 
 
 @dataclass(frozen=True)
 class LayerGrid:
-    """How one layer is rounded: its scale, a connection's exponent and input scale by branch, its biases' exponent."""
+    """How one layer is rounded: its scale, a connection's exponent (or those of its channels) and input scale by branch, its
+    biases' exponent, and the range of its mantissas."""
 
     scale: float
-    exponents: tuple[int, ...]
+    exponents: tuple[Any, ...]
     input_scales: tuple[float, ...]
     bias_exponent: int
+    held: tuple[int, int]
 
 
 @dataclass(frozen=True)
@@ -98,7 +136,24 @@ class Grids:
         return torch.round(x * self.input_scale) / self.input_scale
 
 
-def find_grids(network: SpikingNetwork, input_limit: float | None = None, timesteps: int | None = None) -> Grids:
+def _grids_of(found: dict[str, Any]) -> Grids:
+    """Scales as ``asdict`` and JSON have them."""
+    layers = {
+        name: LayerGrid(
+            grid["scale"], tuple(grid["exponents"]), tuple(grid["input_scales"]), grid["bias_exponent"], tuple(grid["held"])
+        )
+        for name, grid in found["layers"].items()
+    }
+    return Grids(layers, found["input_scale"])
+
+
+def find_grids(
+    network: SpikingNetwork,
+    input_limit: float | None = None,
+    timesteps: int | None = None,
+    bits: Any = 8,
+    per_channel: bool = False,
+) -> Grids:
     """The scales and exponents that ``quantize`` finds for a network.
 
     Raises:
@@ -106,16 +161,31 @@ def find_grids(network: SpikingNetwork, input_limit: float | None = None, timest
             weights in a row without neurons between them, or pooling windows that overlap.
     """
     _refuse_other_state(network)
-    made = quantize(to_nir(network), input_limit=input_limit, timesteps=timesteps).network
+    by_node = {OUTPUT if n == _last(network) else n: b for n, b in bits.items()} if isinstance(bits, Mapping) else bits
+    made = quantize(to_nir(network), input_limit=input_limit, timesteps=timesteps, bits=by_node, per_channel=per_channel).network
     populations = {p.name: p for p in made.populations}
     layers = {}
     for name, layer in network.named_layers():
         p = populations[name if layer.neuron is not None else OUTPUT]
         scales = tuple(made.input_scale if c.source == made.input else 1.0 for c in p.connections)
-        layers[name] = LayerGrid(p.scale, tuple(c.exponent for c in p.connections), scales, p.bias_exponent)
+        form = bits.get(name, 8) if isinstance(bits, Mapping) else bits
+        exponents = tuple(_by_channel(c.exponent, p.shape) for c in p.connections)
+        layers[name] = LayerGrid(p.scale, exponents, scales, p.bias_exponent, mantissas(form))
     grids = Grids(layers, made.input_scale)
     _check_integers(network, grids, populations)
     return grids
+
+
+def _last(network: SpikingNetwork) -> str | None:
+    """Name of the layer without neurons, whose node is the output."""
+    return next((name for name, layer in network.named_layers() if layer.neuron is None), None)
+
+
+def _by_channel(exponent: int | np.ndarray, shape: tuple[int, ...]) -> int | list[int]:
+    if not isinstance(exponent, np.ndarray):
+        return exponent
+    found = exponent.reshape(shape[0], -1)[:, 0].tolist()
+    return found[0] if len(set(found)) == 1 else found
 
 
 def _refuse_other_state(network: SpikingNetwork) -> None:
@@ -149,8 +219,8 @@ def _check_integers(network: SpikingNetwork, grids: Grids, populations: dict[str
         bias = p.bias.astype(np.float64) * 2.0**p.bias_exponent / 64 * unit
         same = np.allclose(real.bias, bias, rtol=1e-5, atol=1e-3 * unit)
         for ours, theirs, x in zip(real.connections, p.connections, grid.input_scales):
-            step = 2.0 ** (theirs.exponent + 1) * x * unit
-            same &= bool(abs(ours.matrix - theirs.matrix * step).max() <= 0.01 * step)
+            least = float(np.min(theirs.factor)) * x * unit
+            same &= bool(abs(ours.matrix - theirs.real() * (x * unit)).max() <= 0.01 * least)
         if not same:
             raise HardwareError(
                 f"layer {name!r} cannot be fine-tuned in integers: its weights are folded with pooling windows that overlap or "
@@ -205,14 +275,15 @@ def _round_layer(values: _TemporaryValues, name: str, layer: Layer, grid: LayerG
     for (_, _, synapse), exponent, x in zip(layer.branches(), grid.exponents, grid.input_scales):
         if not any(isinstance(op, Gain | nn.Conv2d | nn.Linear) for op in synapse):
             values.add_factor(synapse, layer.scale.new_ones(()))
-        _round_weights(values, name, synapse, 2.0 ** (exponent + 1) * x, grid.scale, unit)
+        step = 2.0 ** (torch.tensor(exponent, dtype=torch.float64, device=layer.scale.device) + 1) * x
+        _round_weights(values, name, synapse, step, grid, unit)
     _round_biases(values, [op.bias for _, _, s in layer.branches() for op in s.weighted() if op.bias is not None], grid, unit)
     if layer.neuron is not None:
         _round_neuron(values, layer.neuron, grid.scale)
 
 
-def _round_weights(values: _TemporaryValues, name: str, synapse: Synapse, step: float, scale: float, unit: float) -> None:
-    """``step``: the value of a mantissa of 1 in the chip's units."""
+def _round_weights(values: _TemporaryValues, name: str, synapse: Synapse, step: Tensor, grid: LayerGrid, unit: float) -> None:
+    """``step``: the value of a mantissa of 1 in the chip's units, (), or by channel (C,)."""
     gains = [op for op in synapse if isinstance(op, Gain)]
     weighted = synapse.weighted()
     if len(weighted) + (not weighted and len(gains)) != 1 or (weighted and any(g.gain.numel() != 1 for g in gains)):
@@ -226,10 +297,16 @@ def _round_weights(values: _TemporaryValues, name: str, synapse: Synapse, step: 
         values.set(gain.gain, torch.ones_like(gain.gain), 1.0)
     pooled = float(np.prod([1 / _window(op) for op in synapse]))
     tensor = weighted[0].weight if weighted else gains[0].gain
-    wanted = tensor.detach().double() * (factor * pooled * scale / step)
-    held = torch.round(wanted).clamp_(*MANTISSA)
+    if step.ndim and tensor.shape[:1] != step.shape:
+        raise HardwareError(
+            f"layer {name!r} cannot be fine-tuned in integers with exponents by channel: one factor serves channels of several "
+            "exponents; leave per_channel out"
+        )
+    step = step.reshape(-1, *[1] * (tensor.ndim - 1)) if step.ndim else step
+    wanted = tensor.detach().double() * (factor * pooled * grid.scale / step)
+    held = torch.round(wanted).clamp_(*grid.held)
     inside = torch.round(wanted) == held
-    values.set(tensor, held * (step / pooled * unit / scale), inside.to(tensor) * (factor * unit))
+    values.set(tensor, held * (step / pooled * unit / grid.scale), inside.to(tensor) * (factor * unit))
 
 
 def _window(op: nn.Module) -> int:

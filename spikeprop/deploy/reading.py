@@ -17,6 +17,7 @@ from spikeprop_hardware.graph import (
     INTEGRATORS,
     NEURONS,
     SpikingMaxPool2d,
+    StepLIF,
     encoder_of,
     nir_errors,
     pair,
@@ -74,8 +75,8 @@ def from_nir(
     """A network from a NIR graph, in float64 where its weights are, else in float32.
 
     Args:
-        graph: graph of linear nodes, IF, LIF, CubaLIF, ALIF, GradedIF, integrators and max pooling, one input and one output,
-            edges back, subgraphs and delays of one step.
+        graph: graph of linear nodes, IF, LIF, CubaLIF, StepLIF, ALIF, GradedIF, integrators and max pooling, one input and one
+            output; with edges back, subgraphs and delays of one step.
         encoder: from image to input; default what the graph's metadata names, or ``Direct()`` where it names none.
         surrogate: for training; default ``STDB()``.
         dt: time step in the unit of tau, for LIF nodes that do not record one.
@@ -200,12 +201,18 @@ def _neuron(node: Any, name: str, surrogate: Surrogate | None, dt: float | None)
         neuron = CubaLIF(**common)
         neuron.set_factor("synaptic_leak", _values(read.synaptic_leak))
     else:
-        neuron = IF(**common) if isinstance(node, nir.IF) else LIF(**common)
-    if not read.levels and not isinstance(node, nir.IF):
+        neuron = IF(**common) if _is_if(node) else LIF(**common)
+    if not read.levels and not _is_if(node):
         neuron.leak = _values(read.leak)
     neuron.v_init = _values(read.v_init)
     neuron.v_threshold = _values(read.theta * 2 ** (max(read.levels, 1) - 1))
     return neuron
+
+
+def _is_if(node: Any) -> bool:
+    """Whether neurons have no leak and no current that outlives its step."""
+    own = isinstance(node, StepLIF) and not np.any(np.asarray(node.synaptic_leak)) and np.all(np.asarray(node.leak) == 1)
+    return isinstance(node, nir.IF) or bool(own)
 
 
 def _integrator(node: Any, name: str, dt: float | None) -> tuple[Integrator, tuple[nn.Module, ...]]:

@@ -318,16 +318,24 @@ def _neuron_to_node(neuron: LayerDynamics, shape: tuple[int, ...], name: str) ->
     if isinstance(neuron, ALIF):
         raised = _numbers(neuron.adaptation, shape), _numbers(neuron.adaptation_leak, shape)
         return own_nodes.ALIF(threshold, leak, *raised, v_init, int(neuron.reset == "zero"))
-    metadata = {"reset": neuron.reset, "v_init": v_init, "dt": DT_MS, "leak": leak}
-    zeros = np.zeros(shape)
-    if isinstance(neuron, CubaLIF):
-        metadata["synaptic_leak"] = _numbers(neuron.synaptic_leak, shape)
-        tau, tau_syn = _tau(leak, shape), _tau(metadata["synaptic_leak"], shape)
+    synaptic = _numbers(neuron.synaptic_leak, shape) if isinstance(neuron, CubaLIF) else 0.0
+    gain = float(torch.sigmoid(neuron.w.detach().double())) if isinstance(neuron, PLIF) and neuron.decay_input else 1.0
+    if neuron.reset == "subtract" or np.any(v_init):
+        threshold = threshold if gain == 1 else threshold / np.float64(gain)
+        return own_nodes.StepLIF(threshold, leak, synaptic, v_init, int(neuron.reset == "zero"))
+    return _standard(threshold, leak, synaptic if isinstance(neuron, CubaLIF) else None, gain)
+
+
+def _standard(threshold: np.ndarray, leak: Any, synaptic: Any, gain: float) -> nir.IF | nir.LIF | nir.CubaLIF:
+    """NIR's own neurons, which reset to zero and start there."""
+    shape, zeros = threshold.shape, np.zeros(threshold.shape)
+    metadata = {"dt": DT_MS, "leak": leak}
+    if synaptic is not None:
+        tau, tau_syn = _tau(leak, shape), _tau(synaptic, shape)
         return nir.CubaLIF(
             tau_syn=tau_syn, tau_mem=tau, r=tau / DT_MS, v_leak=zeros, v_threshold=threshold, v_reset=zeros,
-            w_in=tau_syn / DT_MS, metadata=metadata,
+            w_in=tau_syn / DT_MS, metadata=metadata | {"synaptic_leak": synaptic},
         )  # fmt: skip
-    gain = float(torch.sigmoid(neuron.w.detach().double())) if isinstance(neuron, PLIF) and neuron.decay_input else 1.0
     if not isinstance(leak, np.ndarray) and leak == 1:
         return nir.IF(r=np.ones(shape) * gain, v_threshold=threshold, v_reset=zeros, metadata=metadata)
     tau = _tau(leak, shape)

@@ -18,6 +18,7 @@ from __future__ import annotations
 import html
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -92,6 +93,11 @@ class ConversionDiagnosis:
     def worst(self, timesteps: int) -> LayerLoss:
         """The layer whose own error costs most: most predictions alone, then the largest own error."""
         return max(self.at(timesteps), key=lambda row: (row.alone, row.own))
+
+    def values(self) -> dict[str, Any]:
+        """JSON values: ``images``, ``agreement`` by number of steps, and ``layers``, each with its ``cause`` and ``advice``."""
+        layers = [{**vars(row), "cause": row.cause, "advice": CAUSES[row.cause] if row.cause else None} for row in self.rows]
+        return {"images": self.images, "agreement": {str(t): found for t, found in self.agreement.items()}, "layers": layers}
 
     def __str__(self) -> str:
         return "\n\n".join(self._text(t) for t in self.agreement)

@@ -17,6 +17,7 @@ from spikeprop.runtime.files import write_atomically
 
 GREY, VIOLET, ORANGE, GREEN, BLUE = "#333333", "#8c6bb1", "#d95f0e", "#2a7f62", "#3b6ea5"
 COLOURS = {"converted": VIOLET, "finetuned": ORANGE, "trained": ORANGE}
+LEAST_PERCENT = 10.0  # of an axis of accuracies
 FEW_CLASSES = 20  # more classes are shown as a sorted curve
 Curve = dict[int, float]
 
@@ -130,11 +131,18 @@ def draw_ann_line(axis: Any, accuracy: float, interval: Sequence[float]) -> None
 
 def label_steps(axis: Any, title: str) -> None:
     steps = sorted({int(x) for line in axis.get_lines() if line.get_label() != "ANN" for x in line.get_xdata()})
-    axis.set(xscale="log", xlabel="time steps T", ylabel="accuracy (%)", title=title)
+    axis.set(xscale="log", xlabel="time steps T", ylabel="accuracy (%)", title=title, ylim=_calm(*axis.get_ylim()))
     axis.set_xticks(steps, [str(t) for t in steps])
     axis.minorticks_off()
     axis.grid(alpha=0.3)
-    axis.legend(loc="lower right")
+    axis.legend(loc="best")  # where it covers no point
+
+
+def _calm(low: float, high: float) -> tuple[float, float]:
+    """Limits of an axis of percentages, around those of the data, so wide that a difference by chance looks like one."""
+    half = max(high - low, LEAST_PERCENT) / 2
+    middle = max(min((low + high) / 2, 101 - half), half - 1)
+    return max(middle - half, -1.0), min(middle + half, 101.0)  # lines at 0 and 100 % stay visible
 
 
 def _evaluation_curves(axis: Any, values: dict[str, Any], ann: Mapping[str, Any] | None) -> None:
@@ -166,7 +174,7 @@ def _energy_axis(axis: Any) -> None:
     axis.xaxis.set_major_formatter("{x:g}")
     axis.xaxis.set_minor_locator(NullLocator())
     if axis.get_lines():
-        axis.legend(loc="lower right")
+        axis.legend(loc="best")
 
 
 def _kinds(values: dict[str, Any]) -> dict[str, tuple[str, str]]:

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 
 PALETTE = (ORANGE, VIOLET, GREEN, BLUE, GREY)
 TRACES = 5  # potentials in one picture
+MOST_LEVELS = 7  # payloads whose levels are lines
 __all__ = ["accuracy_vs_T", "confusion", "conversion_error", "history", "membrane", "raster", "rates", "thresholds"]
 
 
@@ -50,7 +51,7 @@ def raster(
     neurons: int = 48,
     layers: Sequence[str] | None = None,
 ) -> Axes:
-    """When which neurons fire: a mark a spike, grey for a negative one; layers above each other.
+    """When which neurons fire: a mark a spike, grey for a negative one, faint for a small payload; layers above each other.
 
     Args:
         spikes: ``snn.record(...)``, spikes (T, B, ...) by layer, or one layer's as a tensor (T, N) or (T, B, ...).
@@ -70,9 +71,12 @@ def raster(
     for number, (name, train) in enumerate(trains.items()):
         sent_TN = _of_sample(train, sample, name)
         chosen = _even(sent_TN.shape[1], neurons)
-        for sign, color in ((1, PALETTE[number % 4]), (-1, GREY)):
-            step, row = ((sent_TN[:, chosen] * sign) > 0).nonzero(as_tuple=True)
-            ax.plot((step + 1).tolist(), (first + row).tolist(), "|", color=color, ms=5, mew=1.5)
+        shown_TN = sent_TN[:, chosen]
+        most = max(float(shown_TN.abs().max()), 1.0) if shown_TN.numel() else 1.0
+        for payload in _payloads(shown_TN):
+            step, row = (shown_TN == payload).nonzero(as_tuple=True)
+            color, share = PALETTE[number % 4] if payload > 0 else GREY, abs(payload) / most
+            ax.plot((step + 1).tolist(), (first + row).tolist(), "|", color=color, ms=5, mew=1.5, alpha=0.25 + 0.75 * share)
         places.append((first + (len(chosen) - 1) / 2, f"{name}\n{len(chosen)} of {sent_TN.shape[1]}"))
         first += len(chosen) + 2
         if number < len(trains) - 1:
@@ -94,6 +98,8 @@ def membrane(
 ) -> Axes:
     """Potentials after each step, with the threshold and the neurons' spikes.
 
+    A spike of graded neurons has its payload beside it; they send k above k times the threshold, a line each up to what was sent.
+
     Args:
         potentials: ``snn.record(..., membranes=True)``, or a tensor (T, N) or (T, B, ...).
         ax: to draw into; None for new ones.
@@ -105,7 +111,7 @@ def membrane(
     Raises:
         DataError: a recording without potentials, or no such layer, neuron or sample.
     """
-    fired_TN = theta = None
+    sent_TN = theta = None
     if isinstance(potentials, SpikeRecording):
         held = potentials.membranes
         if not held:
@@ -114,7 +120,7 @@ def membrane(
         if layer == INPUT:
             raise DataError(f"the input has spikes but no potentials; layers that have them: {', '.join(held)}")
         v_TN = _of_sample(_named(held, layer), sample, layer)
-        fired_TN = _of_sample(potentials.spikes[layer], sample, layer) != 0
+        sent_TN = _of_sample(potentials.spikes[layer], sample, layer)
         if layer in potentials.thresholds:
             theta = potentials.thresholds[layer].expand(held[layer].shape[2:]).flatten()
     elif isinstance(potentials, Tensor):
@@ -123,16 +129,15 @@ def membrane(
         raise DataError(f"membrane draws snn.record(..., membranes=True) or a tensor, and got a {type(potentials).__name__}")
     ax = _axes(ax, 6.4, 3.2)
     steps = range(1, len(v_TN) + 1)
-    for number, one in enumerate(_chosen(neuron, v_TN, fired_TN)):
+    for number, one in enumerate(_chosen(neuron, v_TN, None if sent_TN is None else sent_TN != 0)):
         color = PALETTE[number % len(PALETTE)]
         ax.plot(steps, v_TN[:, one].tolist(), ".-", color=color, label=f"neuron {one}")
         if theta is not None:
             ax.axhline(float(theta[one]), color=color, ls="--", lw=1, label="" if number else "threshold")
-        if fired_TN is not None:
-            at = (fired_TN[:, one].nonzero().flatten() + 1).tolist()
-            at_top = {"transform": ax.get_xaxis_transform(), "clip_on": False}
-            ax.plot(at, [1.0] * len(at), "v", color=color, ms=6, label="" if number else "spike", **at_top)
-    ax.set(xlabel="step", ylabel="potential after the step", title="" if layer is None else layer)
+        if sent_TN is not None:
+            _mark_spikes(ax, sent_TN[:, one], None if theta is None else float(theta[one]), color, first=not number)
+    ax.set(xlabel="step", ylabel="potential after the step")
+    ax.set_title("" if layer is None else layer, pad=14)  # above the spikes
     ax.grid(alpha=0.3)
     ax.legend(fontsize=8)
     _whole_steps(ax)
@@ -161,7 +166,7 @@ def rates(given: Any, ax: Axes | None = None) -> Axes:
 
 
 def thresholds(network: SpikingNetwork | Mapping[str, Tensor], ax: Axes | None = None) -> Axes:
-    """Thresholds by layer: a point a neuron or channel, and a bar at the median.
+    """Thresholds by layer, above which neurons fire: a point a neuron or channel, and a bar at the median.
 
     Args:
         network: a spiking network, or tensors by layer.
@@ -171,7 +176,7 @@ def thresholds(network: SpikingNetwork | Mapping[str, Tensor], ax: Axes | None =
         DataError: none of these, or a network without thresholds.
     """
     if isinstance(network, SpikingNetwork):
-        held = {name: neuron.v_threshold for name, neuron in network.neurons().items()}
+        held = {name: neuron.spike_size for name, neuron in network.neurons().items()}
     elif isinstance(network, Mapping):
         held = dict(network)
     else:
@@ -317,6 +322,26 @@ def _axes(ax: Axes | None, width: float, height: float) -> Axes:
     from matplotlib import pyplot
 
     return pyplot.subplots(figsize=(width, height), layout="constrained")[1]
+
+
+def _mark_spikes(ax: Axes, sent_T: Tensor, theta: float | None, color: str, *, first: bool) -> None:
+    """A neuron's spikes at the top edge; of a graded one with payloads, and the further levels at which it sent more."""
+    at = (sent_T.nonzero().flatten() + 1).tolist()
+    at_top: dict[str, Any] = {"transform": ax.get_xaxis_transform(), "clip_on": False}
+    ax.plot(at, [1.0] * len(at), "v", color=color, ms=6, label="spike" if first else "", **at_top)
+    payloads = _payloads(sent_T)
+    if all(abs(payload) == 1 for payload in payloads):
+        return
+    for step in at:
+        ax.text(step, 1.03, f"{float(sent_T[step - 1]):g}", color=color, fontsize=7, ha="center", va="bottom", **at_top)
+    for payload in payloads:
+        if theta is not None and 1 < payload <= MOST_LEVELS:
+            ax.axhline(payload * theta, color=color, ls=":", lw=0.7, label=f"payload {payload:g}" if first else "")
+
+
+def _payloads(sent: Tensor) -> list[float]:
+    """The different numbers that were sent, other than 0."""
+    return [float(value) for value in sent.unique() if value != 0]
 
 
 def _whole_steps(ax: Axes) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,8 +12,10 @@ from spikeprop.runtime.files import write_json
 from spikeprop.runtime.tables import Table
 
 _AMOUNTS = ("neurons", "synapses", "fan_in", "fan_out", "spike_bits", "axons", "axons_per_core", "bytes", "cores")
+TRAFFIC = "memory, 32-bit words, 45 nm"  # name of that model in every table
 LABELS = {"converted": "converted", "finetuned": "fine-tuned", "trained": "trained"}  # networks in a report
 # Columns of a table of the chip's layers: key and head.
+TITLES = {"loihi2": "Loihi 2", "loihi1": "Loihi", "speck": "Speck", "xylo": "Xylo", "generic": "generic integers"}
 CHIP_COLUMNS = {"name": "layer", **{key: key.replace("_", " ") for key in _AMOUNTS}, "bound": "limited by"}
 
 
@@ -47,22 +49,27 @@ def networks_of(values: Mapping[str, Any]) -> dict[str, str]:
 def run_rows(values: dict[str, Any]) -> list[tuple[str, str]]:
     """Table rows of a pipeline's report."""
     rows, synops = [], sum(values["synops"].values())
+    images = values[list(networks_of(values))[-1]].get("activity_images")
+    counted = f" (mean of {images})" if images else ""
     if "ann" in values:
-        rows.append(("ANN", f"{values['ann']['accuracy']:.2f} %{_iou(values['ann'].get('mean_iou'))}"))
+        ann = values["ann"]
+        rows.append(("ANN", f"{ann['accuracy']:.2f} %{_band(ann.get('interval'))}{_of(values)}{_iou(ann.get('mean_iou'))}"))
     for kind, label in networks_of(values).items():
         found = values[kind]
         levels, own = found.get("levels", 1), values.get("conversion", {}).get("calibrated_for") if kind == "converted" else None
         rows += [(f"{label}, {steps_text(t, levels)}", _accuracy_text(found, t) + other_steps(own, t)) for t in found["accuracy"]]
+    rows += _change(values)
     if "conversion" in values:
         rows.append(("converted by", _choice_text(values["conversion"])))
     if "ann" in values:
-        rows.append(("MACs (ANN) / SynOps (SNN) an image", f"{values['macs']:,} / {synops:,.0f}"))
+        rows.append(("MACs (ANN) / SynOps (SNN) an image", f"{values['macs']:,} / {synops:,.0f}{counted}"))
     else:
-        rows.append(("SynOps an example", f"{synops:,.0f}"))
+        rows.append(("SynOps an example", f"{synops:,.0f}{counted}"))
     what = "an image" if "ann" in values else "an example"
     for model, ann, snn in energies(values):
         ours = f"SNN {snn:.2f} uJ" if ann is None else f"ANN {ann:.2f} uJ, SNN {snn:.2f} uJ"
         rows.append((f"energy {what} ({model})", ours))
+        rows += [("more than the ANN", _cheaper(values, ann, snn))] if ann is not None and snn > ann else []
     simulated = values["simulate"]
     if simulated["samples"]:
         equal = "all equal" if simulated["spikes_equal"] else "NOT equal"
@@ -71,6 +78,7 @@ def run_rows(values: dict[str, Any]) -> list[tuple[str, str]]:
         rows.append((f"{where} spike trains", f"{equal} ({simulated['spikes']:,} spikes)"))
         rows += [("not on Lava", simulated["why"])] if "why" in simulated else []
         rows += chip_rows(simulated["chip"])
+        rows += [(f"in integers, weights of {format_text(f['bits'])}", accuracy_text(f)) for f in simulated.get("bits", ())]
     rows.append(("seconds by stage", ", ".join(f"{k} {v:.0f}" for k, v in values["seconds"].items())))
     return rows
 
@@ -81,6 +89,26 @@ def energies(values: Mapping[str, Any]) -> list[tuple[str, float | None, float]]
     ann = arithmetic["ann"] * 1e6 if "ann" in arithmetic else None
     found: list[tuple[str, float | None, float]] = [(ENERGY_MODEL, ann, arithmetic["snn"] * 1e6)]
     return found + ([(chip["energy_model"], None, chip["energy_joules"] * 1e6)] if "energy_model" in chip else [])
+
+
+def traffic(values: Mapping[str, Any]) -> list[tuple[str, float | None, float]]:
+    """The same by reads and writes of memory, of a run that simulated its network."""
+    chip, known = values["simulate"].get("chip") or {}, "ann" in values["energy_joules"]
+    rows = [row for row in (chip.get("energy") or {}).get("rows", ()) if row["model"] == "memory"]
+    return [(TRAFFIC, row["ann"][1] * 1e6 if known else None, row["snn"][1] * 1e6) for row in rows]
+
+
+def _cheaper(values: Mapping[str, Any], ann: float, snn: float) -> str:
+    """How a network that takes more energy than its ANN takes less, with what was measured."""
+    found = values[list(networks_of(values))[-1]]
+    taken = {t: active["energy_joules"] * 1e6 for t, active in found.get("activity", {}).items() if t in found["accuracy"]}
+    below = [t for t in taken if taken[t] < ann]
+    best = max(below, key=lambda t: found["accuracy"][t], default=None)
+    measured = f"T = {best} takes {taken[best]:.2f} uJ at {found['accuracy'][best]:.2f} %" if best else "no measured T takes less"
+    return (
+        f"{snn / ann:.1f} times at T = {values['rates_at']}; {measured}. Convert for fewer steps (convert.timesteps), or let "
+        "certain images leave early (spikeprop eval --early-exit certain)"
+    )
 
 
 def steps_text(steps: str | int, levels: int) -> str:
@@ -95,7 +123,30 @@ def other_steps(own: int | None, steps: str) -> str:
 
 def _accuracy_text(found: dict[str, Any], steps: str) -> str:
     iou = found.get("mean_iou", {}).get(steps)
-    return f"{found['accuracy'][steps]:.2f} %{_iou(iou)}{_bits(found, steps)}"
+    return f"{found['accuracy'][steps]:.2f} %{_band(found.get('interval', {}).get(steps))}{_iou(iou)}{_bits(found, steps)}"
+
+
+def _band(interval: Sequence[float] | None) -> str:
+    """The 95 % interval of an accuracy."""
+    return f" ({interval[0]:.2f} to {interval[1]:.2f})" if interval else ""
+
+
+def _of(values: Mapping[str, Any]) -> str:
+    return f" of {values['images']:,} test images" if values.get("images") else ""
+
+
+def _change(values: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """A row where fine-tuning made the network worse at the number of steps that it trained."""
+    if "finetuned" not in networks_of(values):
+        return []
+    steps = str(values["rates_at"])
+    before, after = (values[kind]["accuracy"].get(steps) for kind in ("converted", "finetuned"))
+    if before is None or after is None or after >= before:
+        return []
+    bands = [values[kind].get("interval", {}).get(steps) for kind in ("converted", "finetuned")]
+    chance = ", which may be chance (the intervals overlap)" if all(bands) and bands[1][1] >= bands[0][0] else ""
+    return [("fine-tuning", f"{before - after:.2f} points below the converted network at T = {steps}{chance}: try more epochs, a "
+             "smaller lr, or keep the converted network")]  # fmt: skip
 
 
 def _choice_text(conversion: Mapping[str, Any]) -> str:
@@ -122,12 +173,43 @@ def scalars_by_steps(found: dict[str, Any]) -> dict[str, dict[int, float]]:
     return scalars
 
 
+def format_text(bits: int | str) -> str:
+    """A weight format in words."""
+    return bits if isinstance(bits, str) else f"{bits} bits"
+
+
+def accuracy_text(found: dict[str, Any]) -> str:
+    """Accuracy of one weight format, or why there is none."""
+    return found["why"] if found["accuracy"] is None else f"{found['accuracy']:.2f} % of {found['samples']} samples"
+
+
 def chip_rows(chip: dict[str, Any]) -> list[tuple[str, str]]:
-    """Rows on the cores and chips of Loihi 2 that a network takes."""
+    """Rows on the cores and chips that a network takes, and on what does not fit."""
     size = f"{_count(chip['cores'], 'core')}, {_count(chip['chips'], 'chip')}"
-    rows = [("Loihi 2, estimated", f"{size}, each synapse with a weight of its own")]
+    name = TITLES.get(chip.get("target", "loihi2"), chip.get("target"))
+    rows = [(f"{name}, estimated", f"{size}, each synapse with a weight of its own")]
     rows += [("needs", need) for need in chip.get("needs", ())]
-    return rows + [("cannot be placed", problem) for problem in chip["problems"]]
+    if chip.get("target", "loihi2") == "loihi2":
+        return rows + [("cannot be placed", problem) for problem in chip["problems"]]
+    kinds = {True: "does not fit", False: "note"}
+    return rows + [(kinds[f["stops"]], _finding_text(f)) for f in chip.get("findings", ())]
+
+
+def _finding_text(finding: Mapping[str, Any]) -> str:
+    where = f"layer {finding['layer']!r}: " if finding["layer"] else ""
+    return f"{where}{finding['what']}; {finding['why']}: {finding['change']}"
+
+
+def energy_rows(table: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    """Lines of a table of energies: model, spiking network, ANN (uJ, from the least to the most), source."""
+    return [(row["model"], _range_text(row["snn"]), _range_text(row["ann"]), row["source"]) for row in table["rows"]]
+
+
+def _range_text(joules: Sequence[float] | None) -> str:
+    if joules is None:
+        return "-"
+    least, most = (f"{value * 1e6:.3g}" for value in joules)
+    return least if least == most else f"{least} to {most}"
 
 
 def _count(number: int, what: str) -> str:

@@ -16,11 +16,12 @@ from spikeprop.experiment.network_checkpoint import data_component, find_checkpo
 from spikeprop.runtime.given import read_batches
 from spikeprop.snn import SpikingNetwork
 
+USUAL = (4, 8)  # numbers of steps of a network that was calibrated for none
 MOST_IMAGES = 256  # activations of all layers are kept for them
 
 
 def explain_conversion(
-    network: SpikingNetwork, ann: nn.Module, images: Any, timesteps: Sequence[int] = (4, 8), *, output: str | None = None
+    network: SpikingNetwork, ann: nn.Module, images: Any, timesteps: Sequence[int] | None = None, *, output: str | None = None
 ) -> ConversionDiagnosis:
     """Which layers of a converted network lose how much against the ANN, why, and what to do; print the result to read it.
 
@@ -28,7 +29,7 @@ def explain_conversion(
         network: converted from ``ann`` and not fine-tuned.
         ann: the trained network.
         images: as ``convert`` takes them, some 100; of more than 256 the first 256. No labels are needed.
-        timesteps: numbers of steps.
+        timesteps: numbers of steps; None for the one that the network was calibrated for, else 4 and 8.
         output: of an ANN that returns several tensors the one whose predictions are compared, by the keys, fields and numbers
             on the way to it, joined by dots.
 
@@ -41,6 +42,8 @@ def explain_conversion(
     if not isinstance(network, SpikingNetwork):
         raise EvaluationError(f"{type(network).__name__} is not a spiking network; pass the converted network, then its ANN")
     x = _first(images).to(next(network.parameters()))
+    if timesteps is None:
+        timesteps = USUAL if network.calibrated_for is None else (network.calibrated_for,)
     return diagnose(network, uncalibrated(network, ann, x, prove=True), x, timesteps, output)
 
 

@@ -33,6 +33,7 @@ from spikeprop.evaluate import (
     summarise,
     total_seconds,
 )
+from spikeprop.evaluate.journal import recorded
 from spikeprop.evaluate.loop import SAVE_EVERY
 from spikeprop.experiment.network_checkpoint import LoadedNetwork, data_component, load_network, reading
 from spikeprop.experiment.run_folder import describe_machine
@@ -43,6 +44,8 @@ from spikeprop.runtime.files import file_hash, read_json, write_text
 from spikeprop.runtime.locks import locked
 from spikeprop.runtime.processes import Processes
 from spikeprop.snn import SpikingNetwork
+
+MOST_FOLDERS = 1000  # of one network's evaluations
 
 
 @dataclass(frozen=True)
@@ -140,7 +143,8 @@ def evaluate_checkpoint(
     Args:
         checkpoint: written by spikeprop.
         options: data, numbers of steps and so on.
-        out: folder; default ``eval-DATA/NETWORK`` beside the checkpoint.
+        out: folder; default ``eval-DATA/NETWORK`` beside the checkpoint, or ``NETWORK-2`` and so on where that holds an
+            evaluation of the same network with other options.
         restart: delete what the folder holds.
         processes: that share the work; rank 0 writes the report.
 
@@ -157,7 +161,7 @@ def evaluate_checkpoint(
         "data": {**_describe_data(data), "fingerprint": split.fingerprint()},
         **evaluation_settings(network, split, predictor, options.activity_images),
     }
-    folder = out or results_folder(checkpoint) / f"eval-{type(data).__name__}" / checkpoint.stem
+    folder = out or _own_folder(results_folder(checkpoint) / f"eval-{type(data).__name__}" / checkpoint.stem, settings, restart)
     journal = Journal(folder, settings)
     with locked(folder, processes):
         evaluation = evaluate_network(
@@ -174,6 +178,22 @@ def evaluate_checkpoint(
         if processes.rank:
             return Report(name="", values={}), folder
         return _report(loaded, data, predictor, evaluation, journal), folder
+
+
+def _own_folder(folder: Path, settings: dict[str, Any], restart: bool) -> Path:
+    """Of ``folder``, ``folder-2``, ... that which holds this evaluation, else the first free one; or ``folder`` to begin again.
+
+    An evaluation of another network is in the way.
+    """
+    wanted = Journal(folder, settings).settings
+    for number in range(1, MOST_FOLDERS):
+        found = folder if number == 1 else folder.with_name(f"{folder.name}-{number}")
+        if not (found / "evaluation.json").exists():
+            return folder if restart else found
+        held = recorded(found)["settings"]
+        if held == wanted or held.get("checkpoint") != wanted["checkpoint"]:
+            return found
+    return folder
 
 
 def _report(

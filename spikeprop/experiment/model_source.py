@@ -23,6 +23,7 @@ from spikeprop.errors import RecipeError
 from spikeprop.experiment.network_checkpoint import data_component, find_checkpoints, load_network
 from spikeprop.experiment.zoo import PREFIX, located
 from spikeprop.recipe import load_recipe
+from spikeprop.runtime.batches import Sequences
 from spikeprop.runtime.seeding import seed_torch
 from spikeprop.snn import SpikingNetwork
 
@@ -61,12 +62,12 @@ class FoundModel:
     Attributes:
         name: to be displayed.
         model, x, y, loss: the network, inputs (B, ...), targets and the loss of outputs and targets.
-        timesteps: of a spiking network.
+        timesteps: of a spiking network, for still samples.
     """
 
     name: str
     model: nn.Module
-    x: Tensor
+    x: Tensor | Sequences
     y: Tensor
     loss: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy
     timesteps: int | None = None
@@ -116,10 +117,9 @@ def _from_checkpoint(path: Path, request: ModelRequest) -> FoundModel:
     (file, *_) = find_checkpoints(path, [request.network] if request.network else [])
     loaded = load_network(file, request.trusted)
     x, y = _samples(loaded.data, replace(request, trusted=loaded.trusted))
-    steps = request.timesteps or loaded.timesteps
-    spiking = isinstance(loaded.network, SpikingNetwork)
+    steps = _steps(loaded.network, x, loaded.timesteps, request)
     return FoundModel(name=f"{path.name} ({file.stem})" if path.is_dir() else file.stem, model=loaded.network, x=x, y=y,
-                      timesteps=steps if spiking else None)  # fmt: skip
+                      timesteps=steps)  # fmt: skip
 
 
 def _from_recipe(source: str, request: ModelRequest) -> FoundModel:
@@ -151,17 +151,20 @@ def _from_scratch(name: str, experiment: Any, request: ModelRequest) -> FoundMod
     x, y = _samples(experiment.data.describe(), request)
     seed_torch(experiment.seed, 1)
     network = experiment.build_network(experiment.data.build()).eval()
-    steps = request.timesteps or experiment.train.timesteps
+    steps = _steps(network, x, experiment.train.timesteps, request)
     return FoundModel(name=f"{name} (random weights)", model=network, x=x, y=y, timesteps=steps)
 
 
+def _steps(network: nn.Module, x: Any, own: int | None, request: ModelRequest) -> int | None:
+    """Steps of a simulation on still samples, as asked for or the network's own; sequences have theirs."""
+    if not isinstance(network, SpikingNetwork):
+        return None
+    in_time = len(x.shape) == len(network.input_shape) + 2
+    return request.timesteps or (None if in_time else own)
+
+
 @torch.no_grad()
-def _samples(described: Mapping[str, Any], request: ModelRequest) -> tuple[Tensor, Tensor]:
+def _samples(described: Mapping[str, Any], request: ModelRequest) -> tuple[Any, Tensor]:
     """The first test images and their labels."""
     data = data_component({} if request.data else described, request.trusted, named=request.data, root=request.root).build()
-    if data.in_time:
-        raise RecipeError(
-            f"{type(data).__name__} gives sequences, and one training step is shown on still samples; `spikeprop report` shows "
-            "what a run's network does over time"
-        )
     return next(data.test(request.samples).epoch(0))

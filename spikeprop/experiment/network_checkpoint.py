@@ -8,14 +8,15 @@ needs neither its recipe nor its run folder.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
 
+from spikeprop import data as spikeprop_data
 from spikeprop.convert import to_spiking
 from spikeprop.data import ImageData, LabelledData
 from spikeprop.errors import CheckpointError, RecipeError, SimulationError, SpikepropError
@@ -28,6 +29,8 @@ from spikeprop.runtime.own_folders import OwnFolder, own_folder
 from spikeprop.snn import Encoder, Gain, Neuron, SpikingNetwork, Synapse
 from spikeprop.snn.description import describe, described_network
 from spikeprop.snn.synapse import WEIGHTED
+
+T = TypeVar("T")
 
 LARGEST_INPUT = 2**26  # numbers; photographs of 224 x 224 have 150,528
 NORMALISATION = ("mean", "std")
@@ -122,7 +125,8 @@ def save(
         seed: of the encoder.
 
     Raises:
-        CheckpointError: something that a description cannot hold, by name; no spiking network; or another suffix.
+        CheckpointError: something that a description cannot hold, by name; no spiking network; another suffix; or data that are
+            no data set of spikeprop, a number of steps that is none.
     """
     if not isinstance(network, SpikingNetwork):
         raise CheckpointError(
@@ -131,11 +135,32 @@ def save(
         )
     if Path(path).suffix != ".safetensors":
         raise CheckpointError(f"{path} does not end in .safetensors, the format in which networks are saved")
+    if timesteps is not None and (type(timesteps) is not int or timesteps < 1):
+        raise CheckpointError(f"timesteps is {timesteps!r}; give a whole number of at least 1, or leave it out")
+    if type(seed) is not int:
+        raise CheckpointError(f"seed is {seed!r}; give a whole number")
+    if data is not None and not isinstance(data, LabelledData):
+        raise CheckpointError(
+            f"data is a {type(data).__name__}, which does not say by itself how images are normalised; leave data out, or pass "
+            f"spikeprop's data set: {_same_data(data)}"
+        )
     kind = type(data)
     name = kind.__name__ if kind.__module__.startswith("spikeprop.") else f"{kind.__module__}.{kind.__name__}"
     given = {"timesteps": timesteps, "data": None if data is None else {"use": name, **reading(data)}, "seed": seed}
     about = {key: value for key, value in given.items() if value is not None}
     save_checkpoint(Path(path), network, {"kind": "snn", **about, "network": described(network)})
+
+
+def _same_data(data: Any) -> str:
+    """How spikeprop writes the data of a DataLoader or Dataset of torchvision's, as far as it can be seen."""
+    while hasattr(data, "dataset"):  # of a DataLoader, a Subset
+        data = data.dataset
+    steps = getattr(getattr(data, "transform", None), "transforms", ())
+    normal = next((step for step in steps if type(step).__name__ == "Normalize"), None)
+    mean, std = ([float(v) for v in getattr(normal, key, ())] or "..." for key in NORMALISATION)
+    name, root = type(data).__name__, getattr(data, "root", "...")
+    known = name if isinstance(getattr(spikeprop_data, name, None), type) else "ImageFolder"
+    return f"spikeprop.data.{known}(root={str(root)!r}, mean={mean}, std={std})"
 
 
 def described(network: SpikingNetwork) -> dict[str, Any]:
@@ -158,7 +183,8 @@ def load(source: str | Path, trusted: Collection[str] = ()) -> SpikingNetwork:
         trusted: packages that the file may have imported.
 
     Returns:
-        the network in evaluation mode; its notes say for how many steps and on which data it was trained, where that is known.
+        the network in evaluation mode; its notes say for how many steps and which data it was calibrated or trained, where that
+        is known.
 
     Raises:
         CheckpointError, RecipeError: as ``load_network``; an ANN, or no such network in the zoo.
@@ -167,9 +193,10 @@ def load(source: str | Path, trusted: Collection[str] = ()) -> SpikingNetwork:
     loaded = load_spiking(file, trusted)
     known = {"T": loaded.timesteps, **loaded.data}
     text = ", ".join(f"{'data' if key == 'use' else key} = {value}" for key, value in known.items() if value is not None)
-    note = f"trained for {text}"
-    if text and note not in loaded.network.notes:
-        loaded.network.notes.append(note)
+    described = loaded.description
+    how = "calibrated" if "calibrated_for" in described else "made" if "network" in described else "trained"
+    notes = [described.get("why"), f"{how} for {text}" if text else None]
+    loaded.network.notes += [note for note in notes if note and note not in loaded.network.notes]
     return loaded.network
 
 
@@ -301,6 +328,7 @@ def _build(checkpoint: Checkpoint) -> LoadedNetwork:
         network = to_spiking(network, neuron.build, encoder, tuple(described["input_shape"]))
         _make_room(network, checkpoint.section("model"))
         network.readout.take_read(checkpoint.section("model").get("readout.read"))
+        network.calibrated_for = described.get("calibrated_for")
     load_model(network, checkpoint)
     return LoadedNetwork(network.eval(), described)
 
@@ -317,11 +345,12 @@ def _check_description(checkpoint: Checkpoint) -> None:
 def _check_run(checkpoint: Checkpoint, *, required: bool) -> None:
     """Steps, seed and data, which a network that was saved by itself need not have."""
     described = checkpoint.description
-    kinds = {"timesteps": int, "seed": int, "data": dict, "calibrated_for": int}
+    kinds = {"timesteps": int, "seed": int, "data": dict, "calibrated_for": int, "why": str}
     wrong = [
         key
         for key, kind in kinds.items()
-        if ((required and key != "calibrated_for") or described.get(key) is not None) and type(described.get(key)) is not kind
+        if ((required and key not in ("calibrated_for", "why")) or described.get(key) is not None)
+        and type(described.get(key)) is not kind
     ]
     if wrong:
         raise CheckpointError(
@@ -357,10 +386,7 @@ def check_network(ann: Component[nn.Module], neuron: Component[Neuron], encoder:
         RecipeError: it cannot be built, cannot read the data's images, or has another number of outputs than there are classes.
         ConversionError: it holds something that cannot be converted.
     """
-    try:
-        _, outputs = _outline(ann, data, torch.device("meta"))
-    except Exception:  # not every constructor works on the meta device: the CPU shows whether it is a mistake
-        _, outputs = _outline(ann, data, torch.device("cpu"))
+    outputs = _cheapest(ann, data, lambda network, outputs: outputs)
     if outputs[:2] != (1, data.classes) or outputs[2:] != data.label_shape:
         fix = f"set ann.classes={data.classes}" if "classes" in ann.parameters() else "change its last layer"
         name, found = type(data).__name__, outputs[1] if len(outputs) == 2 else f"scores of shape {outputs} and not the"
@@ -368,6 +394,24 @@ def check_network(ann: Component[nn.Module], neuron: Component[Neuron], encoder:
     with torch.random.fork_rng(devices=[]):
         network, _ = _outline(ann, data, torch.device("cpu"))
         to_spiking(network, neuron.build, encoder.build(), data.input_shape, images=torch.rand(2, *data.input_shape))
+
+
+def outline_network(
+    ann: Component[nn.Module], neuron: Component[Neuron], encoder: Component[Encoder], data: ImageData
+) -> SpikingNetwork:
+    """The spiking network that an ANN will become, by its shapes: without weights where that is possible; errors as above."""
+    return _cheapest(ann, data, lambda network, _: to_spiking(network, neuron.build, encoder.build(), data.input_shape))
+
+
+def _cheapest(ann: Component[nn.Module], data: ImageData, use: Callable[[nn.Module, tuple[int, ...]], T]) -> T:
+    """What ``use`` makes of an ANN and the shape of its outputs, on the meta device if that works.
+
+    Not every constructor works there, and no conversion that reads a value: the CPU shows whether it is a mistake.
+    """
+    try:
+        return use(*_outline(ann, data, torch.device("meta")))
+    except Exception:
+        return use(*_outline(ann, data, torch.device("cpu")))
 
 
 @torch.no_grad()

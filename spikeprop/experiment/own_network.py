@@ -12,19 +12,31 @@ import re
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
+import torch
 from spikeprop_hardware import lava_is_ready
-from torch import nn
+from torch import Tensor, nn
 
 from spikeprop.data import ImageData, LabelledData
 from spikeprop.errors import RecipeError
-from spikeprop.experiment.preprocessing import NORMALISATION, chosen_normalisation, fitting_shape, known_transform
+from spikeprop.experiment.class_order import order_text
+from spikeprop.experiment.preprocessing import (
+    NORMALISATION,
+    check_shape,
+    chosen_normalisation,
+    fitting_shape,
+    known_transform,
+    unfitting_classes,
+)
 from spikeprop.experiment.run_folder import check_same
-from spikeprop.recipe import Recipe, check, check_component, components
+from spikeprop.recipe import Component, Recipe, check, check_component, components
+from spikeprop.recipe.names import find, home
 from spikeprop.recipe.text import override
 from spikeprop.runtime.files import leaves
+from spikeprop.runtime.places import nearest_path
 
 SCHEMES = ("torchvision", "timm", "onnx")
 OWN_WEIGHTS = {"torchvision": "DEFAULT", "timm": "pretrained"}  # those that the library has
@@ -38,7 +50,7 @@ class OwnNetwork:
     Attributes:
         source: "mynet.py:MyNet", "package.module:Net", "torchvision:resnet18", "timm:resnet18", "model.onnx" or a class of
             ``spikeprop.ann``.
-        weights: file or folder; None for those of the library, or for a network that has its own.
+        weights: file or folder, None for those of the library, or for a network that has its own.
         data: data set, as a recipe names it.
         root: its folder.
         timesteps: numbers of steps; the thresholds are calibrated for the largest.
@@ -91,8 +103,12 @@ def own_recipe(own: OwnNetwork, folder: Path) -> tuple[Recipe, list[tuple[str, s
     _check_data(tree["data"].get("use"))
     if tree["data"].get("use") == "ImageFolder" and not tree["data"].get("root"):
         raise RecipeError("where are the images? Give --root FOLDER, with a folder of images for each class; or another --data")
-    check_same(folder, Recipe(own.name, check(tree)).describe(), leaves(tree))
-    if not tree["ann"].get("weights") and tree["ann"]["use"] != "OnnxModel":
+    try:
+        described = Recipe(own.name, check(tree)).describe()
+    except RecipeError as error:
+        raise RecipeError(f"{error}{_other_classes(own.source)}") from error
+    check_same(folder, described, leaves(tree))
+    if not tree["ann"].get("weights") and tree["ann"].get("use") != "OnnxModel":
         warnings.warn("no --weights: the network has the values with which it starts (random, unless its class loads some); "
                       "give --weights best.pt", stacklevel=2)  # fmt: skip
     rows = _fitted(tree)
@@ -104,7 +120,7 @@ def ann_settings(source: str, weights: str | None) -> dict[str, Any]:
     """The settings of slot ``ann`` for a network that a user names.
 
     Raises:
-        RecipeError: it is a file of weights, or an ONNX file with weights beside it.
+        RecipeError: it is a file of weights, an ONNX file with weights beside it, or a file of another kind or that is not there.
     """
     scheme, _, named = source.partition(":")
     if Path(source).suffix == ".onnx" and scheme != "onnx":
@@ -123,7 +139,24 @@ def ann_settings(source: str, weights: str | None) -> dict[str, Any]:
     use = {"torchvision": "TorchvisionModel", "timm": "TimmModel"}.get(scheme)
     if use is not None:
         return {"use": use, "name": named, "weights": _file(weights) or OWN_WEIGHTS[scheme]}
+    _check_source(source)
     return _given(use=_code(source), weights=_file(weights))
+
+
+def _check_source(source: str) -> None:
+    """Raises RecipeError for a file that holds no network, and for a name like a file's by which nothing can be imported."""
+    near = nearest_path(source)
+    if ":" in source:
+        return
+    if Path(source).is_file():
+        raise RecipeError(f"{source} is no file of a network that is read here: mynet.py:MyNet or model.onnx")
+    if os.sep in source:
+        raise RecipeError(f"there is no file {source}{near}")
+    if near and get_close_matches(Path(source).suffix, (".onnx", ".py", *SUFFIXES), cutoff=0.6):
+        try:
+            find(source, "ann", nn.Module, home(nn.Module))
+        except RecipeError as error:
+            raise RecipeError(f"there is no file {source}{near}") from error
 
 
 def _check_data(use: Any) -> None:
@@ -139,8 +172,19 @@ def _check_data(use: Any) -> None:
 
 def _classes(file: Path) -> str:
     """The classes of a file, for a message; nothing is run."""
-    found = re.findall(r"^class (\w+)", file.read_text(errors="replace"), re.MULTILINE) if file.is_file() else []
+    found = _class_names(file)
     return f"; it has {', '.join(found)}" if found else ""
+
+
+def _class_names(file: Path) -> list[str]:
+    return re.findall(r"^class (\w+)", file.read_text(errors="replace"), re.MULTILINE) if file.is_file() else []
+
+
+def _other_classes(source: str) -> str:
+    """The end of a message on a class that cannot be built: the others of its file, one of which may be meant."""
+    file, _, name = source.rpartition(":")
+    others = [other for other in _class_names(Path(file)) if other != name] if file.endswith(".py") else []
+    return f"; or is {' or '.join(others)}, which {Path(file).name} has too, the network?" if others else ""
 
 
 def _code(text: str) -> str:
@@ -172,7 +216,7 @@ def _fitted(tree: dict[str, Any]) -> list[tuple[str, str]]:
             settings.setdefault(key, value)
     data = check_component(LabelledData, settings, "data")
     ann = check_component(nn.Module, tree["ann"], "ann")
-    if ann.use in ("TorchvisionModel", "TimmModel") and tree["ann"]["weights"] not in OWN_WEIGHTS.values():
+    if ann.use in ("TorchvisionModel", "TimmModel") and tree["ann"].get("weights") not in OWN_WEIGHTS.values():
         tree["ann"].setdefault("classes", data.build().classes)
         ann = check_component(nn.Module, tree["ann"], "ann")
     module = ann.build().eval()
@@ -182,8 +226,13 @@ def _fitted(tree: dict[str, Any]) -> list[tuple[str, str]]:
     data = data.replace(**shape)
     built = data.build()
     rows = [("network", _network_text(tree["ann"])), ("data", _data_text(built, shape))]
-    if not isinstance(built, ImageData) or built.label_shape:
+    if not isinstance(built, ImageData):
         return rows
+    check_shape(module, built, ann.use)
+    if built.label_shape:
+        return rows
+    _check_outputs(module, ann, data)
+    rows.append(("outputs", order_text(built.class_names())))
     if transform is not None and not given:
         return [*rows, ("normalisation", f"mean {built.mean}, std {built.std}: that of the weights")]
     found, text = chosen_normalisation(module, data, {key: settings[key] for key in given})
@@ -191,9 +240,27 @@ def _fitted(tree: dict[str, Any]) -> list[tuple[str, str]]:
     return [*rows, ("normalisation", text)]
 
 
+@torch.no_grad()
+def _check_outputs(module: nn.Module, ann: Component[nn.Module], data: Component[Any]) -> None:
+    """Raises RecipeError where a network with weights has more outputs than the data have classes: which these lack."""
+    if not (ann.arguments.get("weights") or ann.use == "OnnxModel"):
+        return
+    built = data.build()
+    outputs = module(torch.zeros(1, *built.input_shape))
+    if not isinstance(outputs, Tensor) or outputs.dim() != 2 or outputs.shape[1] <= built.classes:
+        return  # the recipe's check says what else is wrong
+    lacking = unfitting_classes(module, data, outputs.shape[1])
+    raise RecipeError(
+        f"ann: {ann.use} has {outputs.shape[1]} outputs, but data: {type(built).__name__} has {built.classes} classes"
+        f"{f': {lacking}' if lacking else ''}. If it was trained on more classes, give each its place"
+        f"{' (an empty folder is enough)' if data.use == 'ImageFolder' else ''}; if these are all, give the weights of a network "
+        f"with {built.classes} outputs"
+    )
+
+
 def _network_text(ann: dict[str, Any]) -> str:
     use = ann["use"] if "name" not in ann else f"{ann['name']} ({ann['use']})"
-    return _shown(ann.get("path", use)) + (f", weights {_shown(ann['weights'])}" if "weights" in ann else "")
+    return _shown(ann.get("path", use)) + (f", weights {_shown(ann['weights'])}" if ann.get("weights") else "")
 
 
 def _shown(path: str) -> str:
@@ -205,7 +272,9 @@ def _data_text(data: LabelledData, shape: dict[str, Any]) -> str:
     names = data.class_names()
     shown = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
     read = "x".join(map(str, data.input_shape)) + (", which is what the network reads" if shape else "")
-    return f"{type(data).__name__}, {data.classes} classes ({shown}), {read}"
+    divisor = getattr(data, "divisor", 1.0)
+    divided = f", divided by {divisor:g}" if divisor != 1 else ""
+    return f"{type(data).__name__}, {data.classes} classes ({shown}), {read}{divided}"
 
 
 def _chosen(experiment: Any) -> list[tuple[str, str]]:

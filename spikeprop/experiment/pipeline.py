@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import Any
 
 from torch import nn
 
@@ -18,13 +18,13 @@ from spikeprop.errors import RecipeError
 from spikeprop.evaluate import Report, draw_run, run_rows
 from spikeprop.experiment import completion
 from spikeprop.experiment.context import Context
-from spikeprop.experiment.network_checkpoint import check_network
+from spikeprop.experiment.network_checkpoint import check_network, outline_network
 from spikeprop.experiment.settings import HybridSettings, RunSettings, trial_optimizer
 from spikeprop.experiment.stages import HYBRID, PipelineRun, run_stages
 from spikeprop.learn import LearningRule, check_shardable
 from spikeprop.recipe import Component, Problems
 from spikeprop.runtime.devices import find_device
-from spikeprop.snn import Encoder
+from spikeprop.snn import Encoder, SpikingNetwork
 from spikeprop.snn.signed import GradedIF
 
 SMOKE_IMAGES = 64
@@ -34,7 +34,10 @@ SMOKE_IMAGES = 64
 class HybridConversion(HybridSettings):
     """Train an ANN, convert it, fine-tune it with spikes, evaluate it, export it, and check it on Lava."""
 
-    last: ClassVar[str] = "finetuned"  # network of the pipeline
+    @property
+    def last(self) -> str:
+        """Network of the pipeline: without fine-tuning the converted one, which is not written twice."""
+        return "finetuned" if self.finetune.epochs else "converted"
 
     @classmethod
     def complete(cls, tree: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
@@ -44,7 +47,7 @@ class HybridConversion(HybridSettings):
     def run(self, context: Context) -> Report:
         """All stages in order; finished ones are read from the folder. ``check`` is called before, by the command line."""
         run = PipelineRun(self, context)
-        results = run_stages(run, HYBRID)
+        results = run_stages(run, [stage for stage in HYBRID if self.finetune.epochs or stage.name != "finetune"])
         own = {
             "finetuned_epochs": self.finetune.epochs,
             "thresholds": results["convert"]["thresholds"],
@@ -65,10 +68,16 @@ class HybridConversion(HybridSettings):
         }
 
     def describe_calibration(self, network: str) -> dict[str, Any]:
-        """For a network whose thresholds are as calibrated: the number of steps that they are made for."""
-        steps = self.convert.calibrator.build().calibrated_for
-        calibrated = network == "converted" or (network == "finetuned" and not self.finetune.epochs)
-        return {"calibrated_for": steps} if calibrated and steps is not None else {}
+        """For a network whose thresholds are as calibrated: for how many steps, and why neuron and calibrator were chosen."""
+        if network != "converted":
+            return {}
+        choice = self.convert.describe_choice()
+        found = {"calibrated_for": choice["calibrated_for"], "why": choice["why"]}
+        return {key: value for key, value in found.items() if value}
+
+    def outline(self) -> SpikingNetwork:
+        """The network that is converted, untrained, for what is asked of its shapes."""
+        return outline_network(self.ann, self.convert.neuron, self.convert.encoder, self.data.build())
 
     def smoke(self) -> HybridConversion:
         """The same on a few images, epochs and steps: does it run from end to end?"""
@@ -109,6 +118,7 @@ class HybridConversion(HybridSettings):
             if not problems:
                 self._check_training(data)
         problems.raise_all()
+        self.simulate.check_fit(self.outline)
         if self.sharded:
             self._check_sharded()
         if here:

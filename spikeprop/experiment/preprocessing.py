@@ -2,12 +2,16 @@
 
 A file of weights does not say the normalisation, and with another one a network predicts badly without a word. Of torchvision's
 and timm's weights it is known. Else common ones, and the images' own statistics, are tried on a few labelled training images, and
-the one with the smallest cross-entropy is taken. The test images have no part in it.
+the one with the smallest cross-entropy is taken; a common one before the images' own where their difference is one of chance. The
+test images have no part in it.
 """
 
 from __future__ import annotations
 
+import math
+import warnings
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,13 +19,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from spikeprop.data import ImageData
+from spikeprop.errors import RecipeError
 from spikeprop.evaluate import count_macs
+from spikeprop.experiment.class_order import better_order, missing_classes
 from spikeprop.recipe import Component
 
 NORMALISATION = ("mean", "std")
 Values = float | list[float]
+NONE, OWN = "none (pixels 0 to 1)", "the images' own"
 COMMON: dict[str, tuple[Values, Values]] = {
-    "none (pixels 0 to 1)": (0.0, 1.0),
+    NONE: (0.0, 1.0),
     "a half": (0.5, 0.5),
     "pixels 0 to 255": (0.0, 1 / 255),
 }
@@ -34,7 +41,9 @@ PILLOW = {"nearest": 0, "lanczos": 1, "bilinear": 2, "bicubic": 3, "box": 4, "ha
 SIDES = (8, 16, 20, 24, 28, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 240, 256, 288, 299, 320, 384, 448, 512)
 MOST_IMAGES, LEAST_IMAGES = 256, 32
 MOST_MACS = 2e11  # in all, some seconds
+MOST_ORDERS = 1_000_000  # of classes, to find those that the data lack
 WRONG = 1.0  # difference of the cross-entropy that is no chance
+CHANCE = 2.0  # standard errors of such a difference that may be one
 
 
 def known_transform(ann: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -61,8 +70,25 @@ def known_transform(ann: Mapping[str, Any]) -> dict[str, Any] | None:
         except ImportError:  # the component says what to install
             return None
         found = resolve_model_data_config(timm.create_model(ann["name"], pretrained=False))
-        return {"mean": list(found["mean"]), "std": list(found["std"]), "size": found["input_size"][-1]}
+        side = found["input_size"][-1]
+        return {"mean": list(found["mean"]), "std": list(found["std"]), "size": side, **_timm_cut(found, side)}
     return None
+
+
+def _timm_cut(found: Mapping[str, Any], side: int) -> dict[str, Any]:
+    """How timm cuts the images of an evaluation: resized to side / crop_pct, then their middle; empty of another way."""
+    mode, kind = found.get("crop_mode") or "center", found.get("interpolation") or "bicubic"
+    if mode not in ("center", "squash") or kind not in PILLOW:
+        warnings.warn(
+            f"timm's weights want images with crop_mode={mode!r}, interpolation={kind!r}, for which there is no transform here: "
+            "give data.transforms",
+            stacklevel=2,
+        )
+        return {}
+    large = math.floor(side / (found.get("crop_pct") or 0.875))
+    resize: dict[str, Any] = {"use": "Resize", "size": [large, large] if mode == "squash" else [large]}
+    resize |= {} if kind == "bilinear" else {"interpolation": PILLOW[kind]}
+    return {"transforms": [resize, {"use": "CenterCrop", "size": [side, side]}]}
 
 
 @torch.no_grad()
@@ -82,17 +108,44 @@ def fitting_shape(ann: nn.Module, data: Component[Any]) -> dict[str, int]:
     if "channels" in open_to and first is not None and first.in_channels in (1, 3) and first.in_channels != shape[0]:
         found["channels"] = first.in_channels
         shape = (first.in_channels, *shape[1:])
-    if "size" in open_to and not data.arguments.get("transforms") and not _reads(ann, shape):
-        found |= next(({"size": side} for side in SIDES if _reads(ann, (shape[0], side, side))), {})
+    if "size" in open_to and not data.arguments.get("transforms") and _fault(ann, shape):
+        side = _side(ann, shape)
+        found |= {} if side is None else {"size": side}
     return found
 
 
-def _reads(ann: nn.Module, shape: tuple[int, ...]) -> bool:
+@torch.no_grad()
+def check_shape(ann: nn.Module, data: ImageData, name: str) -> None:
+    """Raises RecipeError if a network cannot read the images, with the side that it reads if that is a usual one.
+
+    Args:
+        ann: in evaluation mode.
+        data: as they are given to it.
+        name: of the network.
+    """
+    shape = data.input_shape
+    fault = _fault(ann, shape)
+    if fault:
+        side = _side(ann, shape)
+        remedy = f". It reads {shape[0]}x{side}x{side}: leave data.size out, or set data.size={side}" if side is not None else ""
+        raise RecipeError(
+            f"ann: {name} cannot read the images of data: {type(data).__name__}, which are {'x'.join(map(str, shape))}: "
+            f"{fault}{remedy}"
+        )
+
+
+def _fault(ann: nn.Module, shape: tuple[int, ...]) -> str:
+    """Why a network cannot read an image of this shape; empty where it can."""
     try:
         ann(torch.zeros(1, *shape))
-    except Exception:  # a forward may raise anything
-        return False
-    return True
+    except Exception as error:  # a forward may raise anything
+        return str(error) or type(error).__name__
+    return ""
+
+
+def _side(ann: nn.Module, shape: tuple[int, ...]) -> int | None:
+    """The first usual side of square images that a network reads."""
+    return next((side for side in SIDES if not _fault(ann, (shape[0], side, side))), None)
 
 
 @torch.no_grad()
@@ -105,7 +158,8 @@ def chosen_normalisation(ann: nn.Module, data: Component[Any], given: Mapping[st
         given: mean, std or both, by the user; they are kept, and compared with the others.
 
     Returns:
-        settings of the data set, and a text with the accuracy on training images.
+        settings of the data set, and a text with the accuracy on training images, and a warning where the network predicts badly
+        or its classes are in another order.
     """
     raw: ImageData = data.replace(mean=0.0, std=1.0).build()
     tried = candidates(raw)
@@ -113,24 +167,83 @@ def chosen_normalisation(ann: nn.Module, data: Component[Any], given: Mapping[st
         own = data.build()
         tried = {"yours": (given.get("mean", own.mean), given.get("std", own.std)), **tried}
     pixels, labels = _images(raw, ann, len(tried))
-    if "the images' own" not in tried and len(pixels) > 1:
+    if OWN not in tried and len(pixels) > 1:
         mean, std = pixels.mean((0, 2, 3)), pixels.std((0, 2, 3)).clamp_min(1e-3)
-        tried["the images' own"] = (_rounded(mean), _rounded(std))
-    losses, correct = {}, {}
-    for name, (mean, std) in tried.items():
-        losses[name], correct[name] = _fit(ann, (pixels - _channels(mean)) / _channels(std), labels)
-    best = min(losses, key=lambda name: losses[name])
+        tried[OWN] = (_rounded(mean), _rounded(std))
+    fits = {name: _fit(ann, (pixels - _channels(mean)) / _channels(std), labels) for name, (mean, std) in tried.items()}
+    best = _best(fits)
     chosen = "yours" if given else best
-    if losses[chosen] != losses[chosen]:  # another number of outputs than classes: the recipe's check says so
+    if fits[chosen].loss != fits[chosen].loss:  # another number of outputs than classes: the recipe's check says so
         return dict(given), "not tried, since the network's outputs are not the data's classes"
-    text = (
-        f"{_values(*tried[chosen])} ({chosen}): {correct[chosen]:.0f} % of {len(labels)} training images are predicted correctly"
-    )
-    others = [f"{name} {correct[name]:.0f} %" for name in sorted(losses, key=lambda n: losses[n]) if name != chosen]
-    text += f"; tried too: {', '.join(others[:3])}" if others else ""
-    return dict(zip(NORMALISATION, tried[chosen], strict=True)), text + _doubt(
-        losses[chosen] - losses[best], correct[chosen], raw.classes, f"{best}: {_values(*tried[best])}"
-    )
+    text = f"{_values(*tried[chosen])} ({_called(chosen, pixels)}, cross-entropy {fits[chosen].loss:.3g}): "
+    text += f"{fits[chosen].correct:.0f} % of {len(labels)} training images are predicted correctly"
+    others = [
+        f"{_called(name, pixels)} {fits[name].correct:.0f} % ({fits[name].loss:.3g})"
+        for name in sorted(fits, key=lambda n: fits[n].loss)
+        if name != chosen
+    ]
+    text += f"; tried too, by cross-entropy: {', '.join(others[:3])}" if others else ""
+    text += "; the images' own are better by chance at most" if OWN in fits and fits[best].loss > fits[OWN].loss else ""
+    another = better_order(fits[chosen].scores, labels, raw.class_names())
+    doubt = f". WARNING: {another}" if another else _doubt(
+        fits[chosen].loss - fits[best].loss, fits[chosen].correct, raw.classes, f"{best}: {_values(*tried[best])}"
+    )  # fmt: skip
+    return dict(zip(NORMALISATION, tried[chosen], strict=True)), text + doubt
+
+
+@torch.no_grad()
+def unfitting_classes(ann: nn.Module, data: Component[Any], outputs: int) -> str:
+    """Which classes the data lack that a network of more outputs has, in words; empty where that cannot be told.
+
+    Args:
+        ann: in evaluation mode.
+        data: of images, normalised as they will be or as their default is.
+        outputs: of the network.
+    """
+    raw: ImageData = data.replace(mean=0.0, std=1.0).build()
+    if not raw.classes < outputs or raw.classes * (outputs - raw.classes) ** 2 > MOST_ORDERS:
+        return ""
+    tried = {**candidates(raw), "own": (data.build().mean, data.build().std)}
+    pixels, labels = _images(raw, ann, len(tried))
+    fits = {name: _fit(ann, (pixels - _channels(mean)) / _channels(std), labels) for name, (mean, std) in tried.items()}
+    return missing_classes(max(fits.values(), key=lambda fit: fit.sure).scores, labels, raw.class_names())
+
+
+@dataclass(frozen=True)
+class _Fit:
+    """Of some images: scores (N, K), cross-entropies (N,), not a number where there are none, and percent correct."""
+
+    scores: Tensor
+    losses: Tensor
+    correct: float
+
+    @property
+    def loss(self) -> float:
+        """The mean cross-entropy."""
+        mean = float(self.losses.mean())
+        return 1e9 if abs(mean) == float("inf") else mean
+
+    @property
+    def sure(self) -> float:
+        """Mean of the largest probability, where labels cannot be compared."""
+        return float(self.scores.softmax(1).nan_to_num().amax(1).mean())
+
+
+def _best(fits: Mapping[str, _Fit]) -> str:
+    """The smallest cross-entropy; a common normalisation before the images' own, if these are better by chance at most."""
+    best = min(fits, key=lambda name: fits[name].loss)
+    common = min((name for name in fits if name != OWN), key=lambda name: fits[name].loss)
+    if best == OWN:
+        gained = fits[common].losses - fits[OWN].losses
+        if float(gained.mean()) <= CHANCE * float(gained.std()) / len(gained) ** 0.5:
+            return common
+    return best
+
+
+def _called(name: str, pixels: Tensor) -> str:
+    """The name of a normalisation; of none what it leaves, since a data set may have normalised the images itself."""
+    low, high = float(pixels.min()), float(pixels.max())
+    return name if name != NONE or (low >= 0 and high <= 1) else f"none; the data give numbers from {low:.3g} to {high:.3g}"
 
 
 def _doubt(lost: float, correct: float, classes: int, best: str) -> str:
@@ -155,15 +268,14 @@ def _images(data: ImageData, ann: nn.Module, tried: int) -> tuple[Tensor, Tensor
     return next(iter(batch))
 
 
-def _fit(ann: nn.Module, x: Tensor, labels: Tensor) -> tuple[float, float]:
-    """Cross-entropy, not a number where there is none, and percent of correct predictions."""
+def _fit(ann: nn.Module, x: Tensor, labels: Tensor) -> _Fit:
+    """How the network predicts the images."""
     like = next(ann.parameters(), x)
     scores = ann(x.to(like.dtype) if like.is_floating_point() else x)
     if not isinstance(scores, Tensor) or scores.dim() != 2 or int(labels.max()) >= scores.shape[1]:
-        return float("nan"), 0.0
-    loss = F.cross_entropy(scores.float(), labels)
-    finite = float(loss) if bool(loss.isfinite()) else 1e9
-    return finite, 100 * float((scores.argmax(1) == labels).float().mean())
+        return _Fit(torch.zeros(len(labels), 1), torch.full((len(labels),), float("nan")), 0.0)
+    losses = F.cross_entropy(scores.float(), labels, reduction="none").nan_to_num(nan=float("inf"))
+    return _Fit(scores.float(), losses, 100 * float((scores.argmax(1) == labels).float().mean()))
 
 
 def _channels(value: Values) -> Tensor:

@@ -16,6 +16,7 @@ from typing import Any
 from spikeprop.errors import DamagedFileError, RunError
 from spikeprop.evaluate.report import LABELS, networks_of
 from spikeprop.runtime.files import read_json
+from spikeprop.runtime.places import no_run_folder
 
 AGAIN = "restore it from a copy, or run again with another --out folder"
 DIAGNOSIS = "diagnosis.txt"  # of `spikeprop diagnose --keep`
@@ -47,7 +48,7 @@ class RunRecord:
             RunError: it is no run folder, or one of its files is damaged.
         """
         if not (path / "run.json").is_file():
-            raise RunError(f"{path} is no run folder: it has no run.json; give a folder that `spikeprop run` wrote")
+            raise RunError(no_run_folder(path))
         report = path / "report.json"
         return cls(
             path,

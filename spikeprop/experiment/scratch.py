@@ -58,6 +58,10 @@ class SpikingTraining(ScratchSettings):
         """The spiking network, with weights as they start."""
         return spiking(self.model.build(), data.input_shape, encoder=self.encoder.build(), read=self.read)
 
+    def outline(self) -> SpikingNetwork:
+        """The network that is trained, for what is asked of its shapes."""
+        return self.build_network(self.data.build())
+
     def smoke(self) -> SpikingTraining:
         """The same on a few examples and one epoch: does it run from end to end?"""
         return replace(
@@ -89,6 +93,7 @@ class SpikingTraining(ScratchSettings):
             for callback in self.train.callbacks:
                 groups = callback.build().param_groups(network, groups)
             self.train.build_optimizer(groups)
+        self.simulate.check_fit(self.outline)
         if here:
             check_machine(self)
 

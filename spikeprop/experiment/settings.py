@@ -13,19 +13,20 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
+from spikeprop_hardware.targets import target as found_target
 from torch import nn
 from torch.optim import Optimizer
 
 from spikeprop.convert import ThresholdCalibrator
 from spikeprop.data import ImageData, LabelledData
-from spikeprop.errors import RecipeError
+from spikeprop.errors import HardwareError, RecipeError
 from spikeprop.evaluate.early_exit import EarlyExit
 from spikeprop.experiment.completion import why_chosen
 from spikeprop.learn import Callback, LearningRule, Schedule, with_rates
 from spikeprop.recipe import Component, Problems
 from spikeprop.runtime.checks import positive
 from spikeprop.runtime.devices import DEVICE
-from spikeprop.snn import Encoder, Neuron
+from spikeprop.snn import Encoder, Neuron, SpikingNetwork
 from spikeprop.snn.readout import Read
 
 Precision = Literal["float32", "bfloat16", "float16"]
@@ -69,6 +70,8 @@ class TrainingSettings:
     def check(self) -> None:
         """Build every component once: RecipeError for a bad value."""
         _build_all(self, self.rule.build)
+        if self.rule.build().needs_teacher:
+            raise RecipeError(f"{self.rule.path}: trained from scratch, a network has no teacher; distil while fine-tuning")
 
     def build_optimizer(self, parameters: Iterable[nn.Parameter] | list[dict[str, Any]]) -> Optimizer:
         """The optimiser with this stage's lr and weight decay."""
@@ -253,14 +256,34 @@ class SimulationSettings:
     Attributes:
         samples: test images that are simulated; 0 leaves the stage out.
         backend: "lava", or the "reference" simulator that equals it; a run takes the reference too where Lava cannot be had.
+        target: chip that the network must fit before it is trained, and whose integers it is simulated in ("loihi2", "speck",
+            ..., as of `check --target`); null for none, and floating point.
+        bits: weight formats (2 to 8, "ternary") whose accuracy in integers the report compares, on ``bits_samples`` test images.
+        bits_samples: of that comparison.
     """
 
     samples: int = 20
     backend: Backend = "lava"
+    target: str | None = None
+    bits: list[int | Literal["ternary"]] = field(default_factory=list)
+    bits_samples: int = 1000
 
     def __post_init__(self) -> None:
         if self.samples < 0:
             raise ValueError(f"samples is {self.samples}; use 0 to leave the simulation out")
+        if self.target is not None:
+            try:
+                found_target(self.target)
+            except HardwareError as error:
+                raise ValueError(f"target: {error}") from error
+
+        if self.bits_samples < 1 or any(b not in (*range(2, 9), "ternary") for b in self.bits):
+            raise ValueError(f"bits is {self.bits} on {self.bits_samples} samples; formats are 2 to 8 and ternary, on 1 or more")
+
+    def check_fit(self, outline: Callable[[], SpikingNetwork]) -> None:
+        """Raises RecipeError, with everything that stands in the way, if the network does not fit the target."""
+        if self.target is not None and not (found := outline().fits(self.target)):
+            raise RecipeError(f"simulate.target: the network {found}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -272,8 +295,8 @@ class RunSettings:
         device: "auto" (CUDA where there is one), "cpu", "cuda" or "cuda:1"; a run may continue on another one.
         precision: of the synapses while training on CUDA ("bfloat16" and "float16" by autocast; the loss is not scaled, so
             prefer bfloat16). Potentials, weights and the optimiser stay in float32, and so does evaluation. On the CPU bfloat16
-            holds for ANNs, where the processor multiplies it (AVX-512 BF16 or AMX); elsewhere, and for spiking networks, they
-            train in float32.
+            needs a processor that multiplies it (AVX-512 BF16 or AMX), else training is in float32; there it holds for ANNs, and
+            for spiking networks of images at up to 8 steps or with batch-norm, since packed spikes are multiplied in float32.
         sharded: with several processes, each keeps only its shard of what training keeps of the parameters (weights, gradients,
             optimiser state), for networks that do not fit into the memory of one; a run may continue with the other value.
     """

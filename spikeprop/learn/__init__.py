@@ -5,6 +5,7 @@ from spikeprop.learn.backprop import Backprop
 from spikeprop.learn.bptt import BPTT
 from spikeprop.learn.callback import Callback, CollapseGuard, MetricsLog, ProgressBar, TrainingState
 from spikeprop.learn.checkpoint import Checkpoint, drop_progress, load_checkpoint, load_latest, load_model, save_checkpoint
+from spikeprop.learn.distillation import Distillation
 from spikeprop.learn.distributed.sharding import check_shardable, shard
 from spikeprop.learn.history import History
 from spikeprop.learn.loop import fit
@@ -34,6 +35,7 @@ __all__ = [
     "Constant",
     "Cosine",
     "CrossEntropy",
+    "Distillation",
     "EProp",
     "EachStep",
     "History",

@@ -44,11 +44,12 @@ class Backprop(LearningRule):
         objective = self.loss or CrossEntropy(label_smoothing=self.label_smoothing)
         if self.mixup:
             fraction, other = self._partners(x)
-            scores = model(torch.lerp(x[other], x, fraction))
+            x = torch.lerp(x[other], x, fraction)
+            objective, scores = objective.for_batch(x), model(x)
             loss = fraction * objective(scores, y) + (1 - fraction) * objective(scores, y[other])
         else:
             scores = model(x)
-            loss = objective(scores, y)
+            loss = objective.for_batch(x)(scores, y)
         loss.backward()
         return {"loss": loss.detach(), "scores": scores.detach()}
 

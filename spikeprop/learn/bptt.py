@@ -29,6 +29,7 @@ from spikeprop.learn.simulating import (
 )
 from spikeprop.learn.temporal import ReadOut, TemporalLoss
 from spikeprop.snn import SpikingNetwork
+from spikeprop.snn.simulation import last_layer
 from spikeprop.snn.timed_input import RunningInput, TimedInput, time_first
 
 
@@ -71,8 +72,14 @@ class BPTT(SimulatingRule):
         found = super().objective(network)
         return replace(found, how="mean") if self.average and isinstance(found, ReadOut) else found
 
+    def _unit(self, network: SpikingNetwork, x: Any) -> Tensor:
+        return last_layer(network).scale if self.average else super()._unit(network, x)
+
     def step(self, model: Any, x: Any, y: Tensor) -> dict[str, Tensor]:
         network = self.network_in(model)
+        return self.for_batch(network, x)._step(model, network, x, y)
+
+    def _step(self, model: Any, network: SpikingNetwork, x: Any, y: Tensor) -> dict[str, Tensor]:
         if self.average and network.read != "sum":
             raise ValueError(f"average divides a sum over the steps, and network.read is {network.read!r}: leave average out")
         if self._plain:

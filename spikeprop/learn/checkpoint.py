@@ -25,6 +25,7 @@ from spikeprop.errors import CheckpointError, DamagedFileError, ForeignFileError
 from spikeprop.learn.distributed.sharding import complete, is_sharded_tensor, sharded_like
 from spikeprop.learn.fused import CHOICES
 from spikeprop.runtime.files import parse_json, previous_of, read_tensors, write_json, write_tensors
+from spikeprop.runtime.places import no_checkpoint
 
 FORMAT = 1
 
@@ -118,7 +119,7 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
     """
     path = Path(path)
     if not path.is_file():
-        raise CheckpointError(f"no checkpoint at {path}; give a run folder (`spikeprop ls runs`), or a .safetensors file in one")
+        raise CheckpointError(no_checkpoint(path))
     try:
         return _read(path)
     except ForeignFileError as error:

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from spikeprop.errors import LabelError
@@ -23,6 +23,24 @@ from spikeprop.runtime.labels import IGNORED, as_labels, read_labels
 class Objective(ABC):
     """What a rule that simulates minimises: a ``Loss`` of the output, or a ``TemporalLoss`` of the outputs at all steps."""
 
+    @property
+    def needs_teacher(self) -> bool:
+        """Whether another network's scores are part of it, and there is none yet."""
+        return False
+
+    def taught_by(self, teacher: nn.Module) -> Self:
+        """The same with this teacher, where one is needed."""
+        return self
+
+    def for_batch(self, x: Any, unit: float | Tensor = 1.0) -> Objective:
+        """The objective for one batch, of those that read the examples too.
+
+        Args:
+            x: examples, as the rule is given them.
+            unit: factor that brings the network's scores to an ANN's units.
+        """
+        return self
+
     @abstractmethod
     def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
         """A scalar ()."""
@@ -31,6 +49,9 @@ class Objective(ABC):
 @dataclass(frozen=True, kw_only=True)
 class Loss(Objective):
     """A scalar of class scores and labels."""
+
+    def for_batch(self, x: Any, unit: float | Tensor = 1.0) -> Loss:
+        return self
 
     @abstractmethod
     def __call__(self, scores: Tensor, y: Tensor) -> Tensor:

@@ -7,12 +7,15 @@ own (auxiliary heads, backward weights, traces) makes them in ``prepare``, when 
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Self
 
 from torch import Tensor, nn
+
+from spikeprop.learn.loss import Objective
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +59,22 @@ class LearningRule(ABC):
             model: the network to train.
             x: a batch of its inputs, which shows the shapes.
         """
+
+    @property
+    def needs_teacher(self) -> bool:
+        """Whether its loss reads another network's scores (``Distillation``), and there is no such network yet."""
+        loss = getattr(self, "loss", None)
+        return isinstance(loss, Objective) and loss.needs_teacher
+
+    def taught_by(self, teacher: nn.Module) -> Self:
+        """The rule with this teacher, where its loss needs one; before ``prepare``."""
+        return self.with_loss(self.loss.taught_by(teacher)) if self.needs_teacher else self  # type: ignore[attr-defined]
+
+    def with_loss(self, loss: Objective) -> Self:
+        """The same rule, with the same modules of its own, and another loss."""
+        rule = copy.copy(self)
+        object.__setattr__(rule, "loss", loss)
+        return rule
 
     def parameters(self) -> Iterator[nn.Parameter]:
         """Parameters of the rule's own, which the optimiser trains beside the network's."""

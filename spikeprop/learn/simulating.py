@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +23,7 @@ from spikeprop.learn.rule import LearningRule
 from spikeprop.learn.temporal import EachStep, LocalLoss, ReadOut, TemporalLoss
 from spikeprop.snn import LayerDynamics, SpikingNetwork
 from spikeprop.snn.normalisation import needs_all_steps
+from spikeprop.snn.simulation import last_layer
 from spikeprop.snn.timed_input import TimedInput, no_stills, time_first
 
 
@@ -70,6 +72,17 @@ class SimulatingRule(LearningRule):
             return self.loss
         assert isinstance(self.loss, Loss)
         return EachStep(loss=self.loss) if self.each_step else ReadOut(loss=self.loss, how=network.read)
+
+    def for_batch(self, network: SpikingNetwork, x: Any) -> Self:
+        """The rule with its loss for this batch, examples first: the first line of ``step``."""
+        loss = self.loss.for_batch(x, self._unit(network, x))
+        return self if loss is self.loss else self.with_loss(loss)
+
+    def _unit(self, network: SpikingNetwork, x: Any) -> Tensor:
+        """Factor that brings what the loss reads to the units of the ANN that the network was converted from."""
+        scale = last_layer(network).scale
+        summed = network.read == "sum" and isinstance(self.loss, Loss) and not self.each_step
+        return scale / (self.timesteps or x.shape[1]) if summed and isinstance(x, Tensor) else scale
 
     def in_time(self, network: SpikingNetwork, x: object) -> tuple[Tensor, Tensor | None]:
         """A batch, examples first, as ``time_first`` gives it.

@@ -19,10 +19,11 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from spikeprop.errors import LabelError
 from spikeprop.learn.loss import CrossEntropy, Loss, Objective
@@ -111,6 +112,16 @@ class EachStep(LocalLoss):
                     loss = (1 - self.weight) * loss + self.weight * (own_tBK - self.level).square().mean()
                 total = total + loss * (len(own_y) / values_tBK.shape[1] * steps / length)
         return total
+
+    @property
+    def needs_teacher(self) -> bool:
+        return self.loss.needs_teacher
+
+    def taught_by(self, teacher: nn.Module) -> EachStep:
+        return replace(self, loss=self.loss.taught_by(teacher))
+
+    def for_batch(self, x: Any, unit: float | Tensor = 1.0) -> EachStep:
+        return replace(self, loss=self.loss.for_batch(x, unit))
 
     def scores(self, values_TBK: Tensor, lengths: Tensor | None, how: Read) -> Tensor:
         return values_TBK.movedim(0, 2) if self.changing else super().scores(values_TBK, lengths, how)

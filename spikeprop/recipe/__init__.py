@@ -1,9 +1,9 @@
 """Recipes: YAML to checked components. The only room that knows YAML (``text``) and pydantic (``checking``).
 
-A recipe names components as ``{use: LIF, leak: 0.99}`` or just ``LIF``. A bare name is looked up in the slot's home
-module, a dotted one is imported; then it must be a subclass of the slot's base, and its keys must be in its signature
-with values of the annotated types. Every mistake is found here, before any data loads, and named by its path
-(``finetune.lr``) with the nearest name. Within ``imports.record_foreign_names`` names from outside are recorded
+A recipe may extend another one (``extending``). It names components as ``{use: LIF, leak: 0.99}`` or just ``LIF``. A bare name
+is looked up in the slot's home module, a dotted one is imported; then it must be a subclass of the slot's base, and its keys
+must be in its signature with values of the annotated types. Every mistake is found here, before any data loads, and named by
+its path (``finetune.lr``) with the nearest name. Within ``imports.record_foreign_names`` names from outside are recorded
 instead of imported.
 """
 

@@ -10,9 +10,10 @@ from typing import Any
 
 from spikeprop.recipe.checking import check
 from spikeprop.recipe.component import Component
+from spikeprop.recipe.extending import ExtendedRecipe
 from spikeprop.recipe.names import EXPERIMENTS
 from spikeprop.recipe.problems import Problems
-from spikeprop.recipe.text import find_recipe, override, read_recipe
+from spikeprop.recipe.text import find_recipe, override
 from spikeprop.runtime.places import beside
 
 
@@ -41,13 +42,13 @@ def load_recipe(source: str, overrides: Iterable[str] = ()) -> Recipe:
         RecipeError: naming the place and the fix of every mistake.
     """
     path = find_recipe(source)
-    tree = read_recipe(path)
+    read = ExtendedRecipe(path)
     problems, experiment = Problems(), None
     for text in overrides:
         with problems.collected():
-            override(tree, text)
-    with problems.collected(), beside(path):
-        experiment = check(tree)
+            override(read.tree, text)
+    with problems.collected(), beside(*read.files), read.named():
+        experiment = check(read.tree)
     problems.raise_all()
     return Recipe(path.stem, experiment)
 

@@ -15,6 +15,7 @@ from spikeprop.report.html import Markup, join, tag
 
 WIDTH, HEIGHT = 560, 340
 LEFT, RIGHT, TOP, BOTTOM = 62, 14, 14, 46
+LETTER = 5.8  # width of a letter of a name, at most in the mean
 COLOURS = 8  # number of colours in the style sheet
 
 
@@ -110,7 +111,7 @@ def svg(title: str, described: str, width: float, height: float, parts: Sequence
         viewBox=f"0 0 {_at(width)} {_at(height)}",
         role="img",
         aria_label=f"{title}. {described}",
-        style=f"max-width:{_at(width * 1.4)}px",
+        style=f"max-width:{_at(width * 1.4)}px;min-width:{_at(width * 0.9)}px",  # letters can be read; the figure scrolls
     )
 
 
@@ -150,14 +151,15 @@ def _line(line: Line, across: ChartAxis, up: ChartAxis) -> Markup:
 
 def _names(lines: Sequence[Line], across: ChartAxis, up: ChartAxis) -> Markup:
     """Names beside their points, except those that would overlap another."""
-    taken: list[tuple[float, float]] = []
+    taken: list[tuple[float, float, float]] = []
     parts = []
     for line in lines:
-        for x, y in line.points:
-            at = (min(across.place(x) + 5, WIDTH - 34), up.place(y) + 13)
-            if x in line.names and not any(abs(at[0] - left) < 38 and abs(at[1] - top) < 11 for left, top in taken):
-                taken.append(at)
-                parts.append(text(line.names[x], *at, kind="name", data_run=line.run))
+        for x, y in (point for point in line.points if point[0] in line.names):
+            wide = LETTER * len(line.names[x])
+            left, top = min(across.place(x) + 5, WIDTH - 2 - wide), up.place(y) + 13
+            if not any(left < right and start < left + wide and abs(top - at) < 11 for start, right, at in taken):
+                taken.append((left, left + wide, top))
+                parts.append(text(line.names[x], left, top, kind="name", data_run=line.run))
     return join(parts)
 
 

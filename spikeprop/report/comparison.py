@@ -33,6 +33,7 @@ def overview(runs: Sequence[RunRecord]) -> Markup:
         heads = _heads([run for _, run in jobs])
         rows = [_row(i, run, [cell for head, cell in zip(HEADS, _figures(run)) if head in heads], several) for i, run in jobs]
         parts.append(table("Runs" if not others else "Pipelines", [*NAMED, *heads, *WHERE], rows, class_="runs"))
+        parts += [note(text) for text in filter(None, (_certainty(run, several) for _, run in jobs))]
     if others:
         rows = [_row(i, run, [run.headline_text()], several) for i, run in others]
         parts.append(table("Experiments of plugins", [*NAMED, "figures", *WHERE], rows, class_="runs"))
@@ -43,6 +44,18 @@ def _row(i: int, run: RunRecord, figures: list[Any], several: bool) -> list[Any]
     swatch = tag("span", class_=f"swatch c{i % COUNT}") if several else ""
     named = tag("span", swatch, tag("a", run.name, href=f"#run-{i}"), class_="named")
     return [named, run.recipe, run.state, *figures, str(_seed(run)), run.started(), _commit(run)]
+
+
+def _certainty(run: RunRecord, several: bool) -> str:
+    """On how many images a run's accuracies are measured, and how certain they are; empty where it does not say it."""
+    report, images = run.report or {}, run.stages.get("data", {}).get("result", {}).get("test_images")
+    bands = {"ANN": report["ann"].get("interval")} if run.hybrid else {}
+    for kind, label in run.networks.items():
+        bands[f"{label}, T = {run.steps}"] = report[kind].get("interval", {}).get(str(run.steps))
+    shown = [f"{label} {band[0]:.2f} to {band[1]:.2f} %" for label, band in bands.items() if band]
+    if not (images and shown):
+        return ""
+    return f"{f'{run.name}: ' if several else ''}of {images:,} test images; 95 % intervals: {'; '.join(shown)}."
 
 
 NAMED, WHERE = ["run", "recipe", "state"], ["seed", "begun", "commit"]

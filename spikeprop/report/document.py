@@ -46,10 +46,16 @@ def _main(runs: Sequence[RunRecord], evidence: Sequence[Mapping[str, Any]]) -> l
     parts = [tag("h2", "Overview", id="overview"), _choice(runs), comparison.overview(runs)]
     if any(run.pipeline for run in runs):
         parts += [tag("h2", "Accuracy", id="accuracy"), comparison.curves(runs)]
-    if any(run.metrics for run in runs) or any(run.pipeline for run in runs):
+    if any(run.metrics or (run.pipeline and _trains(run)) for run in runs):
         parts += [tag("h2", "Training", id="training"), comparison.training(runs)]
     parts += [_run(i, run, found, len(runs) == 1) for i, (run, found) in enumerate(zip(runs, evidence))]
     return parts
+
+
+def _trains(run: RunRecord) -> bool:
+    """Whether a run has epochs of training, by its recipe."""
+    sections = [run.settings.get(name) for name in ("train", "finetune")]
+    return any(section.get("epochs", 1) for section in sections if isinstance(section, Mapping))
 
 
 def _run(number: int, run: RunRecord, found: Mapping[str, Any], alone: bool) -> Markup:
@@ -101,6 +107,8 @@ def _contents(runs: Sequence[RunRecord]) -> Markup:
     links += [("accuracy", "Accuracy")] if any(run.pipeline for run in runs) else []
     links += [("training", "Training")] if any(run.metrics for run in runs) else []
     links += [(f"run-{i}", run.name) for i, run in enumerate(runs)]
+    if len(runs) == 1 and runs[0].pipeline:  # a long page
+        links += run_section.links(runs[0], "run-0")
     return tag("nav", tag("ul", *(tag("li", tag("a", text, href=f"#{name}")) for name, text in links)), aria_label="Contents")
 
 

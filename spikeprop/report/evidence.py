@@ -32,7 +32,7 @@ from spikeprop.runtime.files import file_hash, read_json, write_json
 from spikeprop.runtime.seeding import seed_torch
 from spikeprop.snn import SpikingNetwork
 
-FORMAT = 3
+FORMAT = 4
 SHOWN = 8  # images predicted correctly, and as many predicted wrongly
 FEW_CLASSES = 100  # with more, only the commonest confusions are listed
 

@@ -51,7 +51,8 @@ def _head(name: str, x: float, y: float, turned: bool) -> Markup:
 
 
 def raster_map(title: str, layers: Sequence[dict[str, Any]], steps: int) -> Markup:
-    """Spikes of chosen neurons, one band for each layer, time to the right; negative spikes have another colour."""
+    """Spikes of chosen neurons, one band for each layer, time to the right; negative ones have another colour, small payloads are
+    fainter."""
     wide = max(STEP_WIDTH / steps, 0.5)
     parts: list[Markup] = []
     top = 6.0
@@ -60,7 +61,9 @@ def raster_map(title: str, layers: Sequence[dict[str, Any]], steps: int) -> Mark
         parts.append(tag("rect", x=LABELS, y=top, width=f"{wide * steps:.1f}", height=height, class_="panel"))
         parts.append(text(layer["name"][-22:], LABELS - 6, top + 11, "end"))
         parts.append(text(f"{len(layer['chosen'])} of {layer['neurons']:,}", LABELS - 6, top + 24, "end", "small"))
-        parts += [_spikes(layer["spikes"], sign, top, wide) for sign in (1, -1)]
+        payloads = sorted({sent for _, _, sent in layer["spikes"]}, reverse=True)
+        most = max(map(abs, payloads), default=1)
+        parts += [_spikes(layer["spikes"], payload, most, top, wide) for payload in payloads]
         top += max(height, 28) + 6
     across = ChartAxis(0, steps, LABELS, LABELS + wide * steps)
     for value in ticks(across, 8):
@@ -71,9 +74,11 @@ def raster_map(title: str, layers: Sequence[dict[str, Any]], steps: int) -> Mark
     return svg(title, f"Each row is a neuron, each mark a spike. {counted}.", LABELS + wide * steps + 14, top + 34, parts)
 
 
-def _spikes(spikes: Sequence[Sequence[int]], sign: int, top: float, wide: float) -> Markup:
+def _spikes(spikes: Sequence[Sequence[int]], payload: int, most: int, top: float, wide: float) -> Markup:
     mark = max(0.8, 0.8 * wide)
     moves = "".join(
-        f"M{LABELS + step * wide:.1f} {top + LINE * (row + 0.5):.1f}h{mark:.1f}" for row, step, s in spikes if s == sign
+        f"M{LABELS + step * wide:.1f} {top + LINE * (row + 0.5):.1f}h{mark:.1f}" for row, step, s in spikes if s == payload
     )
-    return tag("path", d=moves, class_="spike" if sign > 0 else "spike back") if moves else Markup()
+    shade = None if abs(payload) == most else f"{0.25 + 0.75 * abs(payload) / most:.2f}"
+    named = tag("title", f"payload {payload}") if most > 1 else Markup()
+    return tag("path", named, d=moves, class_="spike" if payload > 0 else "spike back", stroke_opacity=shade)

@@ -43,7 +43,8 @@ def numbers(caption: str, heads: Sequence[Any], rows: Iterable[Sequence[Any]]) -
 
 def figure(name: str, picture: Markup, caption: str, *below: Markup) -> Markup:
     """A picture with its caption and further parts below; ``name`` is its id."""
-    return tag("figure", picture, tag("figcaption", caption), *below, id=name)
+    drawn = tag("div", picture, class_="drawing", tabindex=0, role="group", aria_label=caption)  # it scrolls where it is narrow
+    return tag("figure", drawn, tag("figcaption", caption), *below, id=name)
 
 
 def note(*text: Any) -> Markup:

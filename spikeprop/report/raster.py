@@ -31,7 +31,7 @@ def raster(network: SpikingNetwork, image: Tensor, timesteps: int | None) -> lis
 
     Returns:
         by layer, in order: its name, how many neurons it has, the numbers of those chosen, and their spikes as
-        [row among the chosen, step, sign]. An input that is not spikes is left out.
+        [row among the chosen, step, payload]. An input that is not spikes is left out.
     """
     chosen: dict[str, Tensor] = {}
     sizes: dict[str, int] = {}
@@ -68,8 +68,9 @@ def potentials(network: SpikingNetwork, image: Tensor, timesteps: int | None) ->
     """The potential after each step, and the threshold, of the neuron of a layer that fires nearest to every other step.
 
     Returns:
-        by layer: its name, the neuron's number, its potentials, its threshold (the base one where it adapts) and the steps in
-        which it fires; empty for a network that cannot run step by step.
+        by layer: its name, the neuron's number, its potentials, the threshold above which it fires (the base one where it adapts;
+        of a graded one k times it for a payload k), and its spikes as [step, payload]; empty for a network that cannot run step
+        by step.
     """
     plain = evaluated(network)
     if needs_all_steps(plain) is not None or not plain.readout.trivial:
@@ -85,12 +86,12 @@ def potentials(network: SpikingNetwork, image: Tensor, timesteps: int | None) ->
             states.setdefault(name, []).append(state.layers[name].v[0].expand(plain.shapes()[name]).flatten())
     found, names = [], [name for name in states if name in trains]
     for name in [names[i] for i in _even(len(names), TRACED).tolist()]:
-        fired_TN, theta = torch.stack(trains[name]), plain.neurons()[name].v_threshold
-        neuron = int(((fired_TN != 0).sum(0) - len(fired_TN) / 2).abs().argmin())
+        sent_TN, theta = torch.stack(trains[name]), plain.neurons()[name].spike_size
+        neuron = int(((sent_TN != 0).sum(0) - len(sent_TN) / 2).abs().argmin())
         theta = float(theta.expand(plain.shapes()[name]).flatten()[neuron])
         values = torch.stack(states[name])[:, neuron].tolist()
-        fires = fired_TN[:, neuron].nonzero().flatten().tolist()
-        found.append({"name": name, "neuron": neuron, "values": values, "threshold": theta, "fires": fires})
+        spikes = [[step, int(sent_TN[step, neuron])] for step in sent_TN[:, neuron].nonzero().flatten().tolist()]
+        found.append({"name": name, "neuron": neuron, "values": values, "threshold": theta, "spikes": spikes})
     return found
 
 
@@ -103,5 +104,6 @@ def _even(count: int, wanted: int) -> Tensor:
 
 def _events(train_TN: Tensor) -> list[list[int]]:
     where = train_TN.T.nonzero()
-    signs = train_TN.T[where[:, 0], where[:, 1]].sign().long()
-    return torch.cat([where, signs[:, None]], 1).tolist()
+    sent = train_TN.T[where[:, 0], where[:, 1]]
+    payloads = torch.where(sent == sent.round(), sent, sent.sign()).long()  # an input may hold other numbers
+    return torch.cat([where, payloads[:, None]], 1).tolist()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from spikeprop.evaluate.report import CHIP_COLUMNS, energies, steps_text
+from spikeprop.evaluate.report import CHIP_COLUMNS, accuracy_text, energies, format_text, steps_text, traffic
 from spikeprop.experiment.run_record import RunRecord
 from spikeprop.report.charts import Line, bar_chart, legend, line_chart
 from spikeprop.report.comparison import COLOURS
@@ -13,36 +13,60 @@ from spikeprop.report.heatmaps import confusion_map, raster_map
 from spikeprop.report.html import Markup, figure, folded, join, note, table, tag
 
 Evidence = Mapping[str, Any]
+MOST_LEVELS = 7  # payloads whose levels are lines
 CALIBRATED, KEPT = "as calibrated", "in the checkpoint"
 
 
 def sections(run: RunRecord, found: Evidence, name: str) -> Markup:
     """All parts of the section, in order; ``name`` is the prefix of their ids."""
+    heads = [tag("h3", title, id=_id(name, title)) for title, _ in _parts(run)]
+    return join(piece for head, (_, make) in zip(heads, _parts(run)) for piece in (head, make(run, found, name)))
+
+
+def links(run: RunRecord, name: str) -> list[tuple[str, str]]:
+    """Id and title of each part."""
+    return [(_id(name, title), title) for title, _ in _parts(run)]
+
+
+def _id(name: str, title: str) -> str:
+    return f"{name}-about-{title.split()[0].lower()}"
+
+
+def _parts(run: RunRecord) -> list[tuple[str, Callable[[RunRecord, Evidence, str], Markup]]]:
+    """Titles, and what makes the parts."""
     parts: list[tuple[str, Callable[[RunRecord, Evidence, str], Markup]]] = [
         ("Layers", _layers),
         ("Spikes", _rasters),
         ("Confusions", _confusion),
         ("Examples predicted correctly and wrongly", _examples),
         ("Energy", _energy),
-        ("Lava against PyTorch", _parity),
+        (f"{_simulator(run)} against PyTorch", _parity),
         ("Loihi 2", _chip),
     ]
     parts += [("Conversion error", _error)] if run.hybrid else []
     if run.diagnosis():
         parts.append(("What conversion loses", lambda run, *_: tag("pre", run.diagnosis(), class_="wide", tabindex=0)))
-    heads = [tag("h3", title, id=f"{name}-about-{title.split()[0].lower()}") for title, _ in parts]
-    return join(piece for head, (_, make) in zip(heads, parts) for piece in (head, make(run, found, name)))
+    return parts
+
+
+def _simulator(run: RunRecord) -> str:
+    """What simulated the network; of none the word for all of them."""
+    simulated = (run.report or {})["simulate"]
+    return "Lava" if simulated.get("samples") and simulated.get("backend", "lava") == "lava" else "Simulator"
 
 
 def _layers(run: RunRecord, found: Evidence, name: str) -> Markup:
     report = run.report or {}
     rates, calibrated, trained = _rates(run), report.get("thresholds", {}), found.get("thresholds", {})
-    rows = []
+    rows = [["input", *[None] * len(rates), report["synops"].get("input"), *[None] * 4]]
     for layer in list(rates.values())[-1]:
         fired = [rates[label].get(layer) for label in rates]
         rows.append([layer, *fired, report["synops"].get(layer), calibrated.get(layer), *_span(trained.get(layer))])
+    rows.append(["all", *[None] * len(rates), sum(report["synops"].values()), *[None] * 4])
     thresholds = ["threshold, calibrated", "threshold, least", "mean", "largest"]
-    heads = ["layer", *(f"rate, {label}" for label in rates), "SynOps an example", *thresholds]
+    counted = report[list(run.networks)[-1]].get("activity_images")
+    cost = "SynOps an example" + (f", mean of {counted}" if counted else "")
+    heads = ["layer", *(f"rate, {label}" for label in rates), cost, *thresholds]
     why = found["missing"].get("thresholds")
     missing = [note("Thresholds in the checkpoint: ", why, ".")] if why else []
     pictures = tag("div", *_layer_figures(run, rates, _thresholds(calibrated, trained), name), class_="figures")
@@ -123,17 +147,27 @@ def _over_time(one: Mapping[str, Any], name: str, what: str) -> list[Markup]:
         parts.append(figure(name.format("scores"), join([legend(lines), picture]), caption))
     for found in one["potentials"] if one["steps"] > 1 else []:
         trace = f"{found['name']}, neuron {found['neuron']}"
-        steps = [1.0, float(one["steps"])]
-        lines = [
-            Line(trace, _by_step(found["values"]), 0),
-            Line("threshold", [(t, found["threshold"]) for t in steps], 2, "dotted"),
-        ]
-        if found["fires"]:
-            lines.append(Line("spikes", [(t + 1.0, found["threshold"]) for t in found["fires"]], 1, "mark"))
+        lines = [Line(trace, _by_step(found["values"]), 0), *_spikes(found, float(one["steps"]))]
         picture = line_chart(f"Potential of {trace}, {what}", lines, "time step", "potential after the step")
         caption = f"A neuron of {found['name']} that fires about every other step: potential after each reset, and threshold."
+        if any(abs(payload) > 1 for _, payload in found["spikes"]):
+            caption += " It sends k above k times the threshold; a spike is at its payload times the threshold."
         parts.append(figure(name.format(f"potential-{found['name']}"), join([legend(lines), picture]), caption))
     return parts
+
+
+def _spikes(found: Mapping[str, Any], steps: float) -> list[Line]:
+    """The threshold, the levels of larger payloads that were sent, and the spikes with their payloads."""
+    theta, payloads = found["threshold"], {payload for _, payload in found["spikes"]}
+    further = sorted(payload for payload in payloads if 1 < payload <= MOST_LEVELS)
+    levels = {"threshold": theta, **{f"payload {payload}": payload * theta for payload in further}}
+    lines = [Line(label, [(1.0, level), (steps, level)], 2, "dotted") for label, level in levels.items()]
+    if not payloads:
+        return lines
+    graded = any(abs(payload) > 1 for payload in payloads)
+    named = {step + 1.0: str(payload) for step, payload in found["spikes"]} if graded else {}
+    at = [(step + 1.0, payload * theta) for step, payload in found["spikes"]]
+    return [*lines, Line("spikes, with their payloads" if graded else "spikes", at, 1, "mark", names=named)]
 
 
 def _by_step(values: Sequence[float]) -> list[tuple[float, float]]:
@@ -205,7 +239,9 @@ def _parity(run: RunRecord, found: Evidence, name: str) -> Markup:
     else:
         heads, rows = ["layer", "spikes different"], [[layer, n] for layer, n in simulated["mismatches"].items()]
     lacking = [] if layers else [note("Spikes by layer: not in this report.")]
-    return join([tag("p", summary), table("Lava against PyTorch, by layer", heads, rows, id=f"{name}-parity"), *lacking])
+    return join(
+        [tag("p", summary), table(f"{_simulator(run)} against PyTorch, by layer", heads, rows, id=f"{name}-parity"), *lacking]
+    )
 
 
 def _because(why: str | None) -> str:
@@ -213,10 +249,13 @@ def _because(why: str | None) -> str:
 
 
 def _energy(run: RunRecord, found: Evidence, name: str) -> Markup:
-    rows = [list(row) for row in energies(run.report or {})]
+    rows = [list(row) for row in (*energies(run.report or {}), *traffic(run.report or {}))]
     heads = ["model", "ANN, uJ", f"SNN at T = {run.steps}, uJ"]
     return join(
-        [table("Energy of an example, by model", heads, rows), note("Neither is a measurement: memory and host are not counted.")]
+        [
+            table("Energy of an example, by model", heads, rows),
+            note("None is a measurement, and none counts the host or the traffic between cores."),
+        ]
     )
 
 
@@ -229,7 +268,12 @@ def _chip(run: RunRecord, found: Evidence, name: str) -> Markup:
     notes = [note("Needs ", need) for need in chip.get("needs", [])]
     notes += [note("Cannot be placed: ", problem) for problem in chip["problems"]]
     heads, rows = list(CHIP_COLUMNS.values()), [[layer.get(key) for key in CHIP_COLUMNS] for layer in chip["layers"]]
-    return join([tag("p", summary), *notes, table("Place on Loihi 2, by layer", heads, rows, id=f"{name}-chip")])
+    placed = table("Place on Loihi 2, by layer", heads, rows, id=f"{name}-chip")
+    curve = [[format_text(f["bits"]), accuracy_text(f)] for f in (run.report or {})["simulate"].get("bits", ())]
+    formats = (
+        [table("Accuracy in integers, by weight format", ["weights", "accuracy"], curve, id=f"{name}-bits")] if curve else []
+    )
+    return join([tag("p", summary), *notes, placed, *formats])
 
 
 def _error(run: RunRecord, found: Evidence, name: str) -> Markup:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from spikeprop.errors import ConversionError
-from spikeprop.runtime.onnx_shapes import with_known_shapes
+from spikeprop.runtime.onnx_shapes import DOMAIN, EXPAND, ExpandToBatch, with_known_shapes
 
 NEWEST = 17  # opset that onnx2torch knows
 LARGEST = 2**31 - 1  # bytes: the limit of protobuf's messages
@@ -38,13 +38,12 @@ def read_onnx(path: str | Path, example: Tensor | None = None) -> nn.Module:
     model = _loaded(path)
     image = _input_of(model, path)
     example = _example(image, example, path)
-    older = with_known_shapes(_older(model, path), image.name, list(example.shape[1:]))
+    older = _older(with_known_shapes(model, image.name, list(example.shape[1:])), path)  # arithmetic of sizes has no older form
+    _teach()
     _check_operators(older, path)
     try:
         from onnx2torch import convert
-        from onnx2torch.node_converters import slice as slicing
 
-        slicing._do_slice = _sliced  # its own indexes with a list, which PyTorch gives up
         with warnings.catch_warnings(), torch.device("cpu"):
             warnings.simplefilter("ignore")
             module = convert(older).eval()
@@ -120,6 +119,31 @@ def _sliced(x: Tensor, flipped: list[int], first: list[Any], last: list[Any]) ->
             x = x[tuple(slice(*(None if i is None else int(i) for i in (s.start, s.stop, s.step))) if isinstance(s, slice) else s
                         for s in index)]  # fmt: skip
     return x
+
+
+def _teach() -> None:
+    """Make onnx2torch know our own operator, and index with numbers."""
+    from onnx2torch.node_converters import gather, registry
+    from onnx2torch.node_converters import slice as slicing
+    from onnx2torch.utils.common import OnnxMapping, OperationConverterResult
+
+    slicing._do_slice = _sliced  # its own indexes with a list, which PyTorch gives up
+    taught: Any = gather.OnnxGather
+    taught.slice_from_axis = staticmethod(_place)  # its own indexes with a tensor, also for one number
+    if registry.OperationDescription(DOMAIN, EXPAND, 1) in registry._CONVERTER_REGISTRY:
+        return
+
+    @registry.add_converter(operation_type=EXPAND, version=1, domain=DOMAIN)
+    def _(node: Any, graph: Any) -> Any:
+        weight, images = node.input_values
+        module = ExpandToBatch(graph.initializers[weight].to_torch(), list(node.attributes["sizes"]), node.attributes["axis"])
+        return OperationConverterResult(torch_module=module, onnx_mapping=OnnxMapping((images,), tuple(node.output_values)))
+
+
+def _place(x: Tensor, axis: int, indices: Any) -> tuple[Any, ...]:
+    """The index that takes ``indices`` along an axis; a tensor of one number, which is no Proxy, as that number."""
+    one = isinstance(indices, Tensor) and indices.dim() == 0
+    return (*(slice(None),) * (axis % x.dim()), int(indices) if one else indices.long())
 
 
 def _example(image: Any, example: Tensor | None, path: Path) -> Tensor:

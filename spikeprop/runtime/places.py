@@ -10,7 +10,7 @@ from contextvars import ContextVar
 from pathlib import Path
 
 DEFAULT_ROOT = Path("~/.cache/spikeprop/data")
-_beside: ContextVar[Path | None] = ContextVar("folder of the recipe", default=None)
+_beside: ContextVar[tuple[Path, ...]] = ContextVar("folders of the recipe, and of what it extends", default=())
 
 
 def data_folder() -> Path:
@@ -19,9 +19,9 @@ def data_folder() -> Path:
 
 
 @contextmanager
-def beside(recipe: Path) -> Iterator[None]:
-    """Within this context files and modules are also looked for in the folder of this recipe."""
-    token = _beside.set(recipe.resolve().parent)
+def beside(*recipes: Path) -> Iterator[None]:
+    """Within this context files and modules are also looked for in the folders of these recipes."""
+    token = _beside.set(tuple(dict.fromkeys(recipe.resolve().parent for recipe in recipes)))
     try:
         yield
     finally:
@@ -29,9 +29,8 @@ def beside(recipe: Path) -> Iterator[None]:
 
 
 def folders() -> list[Path]:
-    """Where a recipe's files and modules are looked for: the working directory, then the recipe's own."""
-    recipe = _beside.get()
-    return [Path.cwd(), *([] if recipe is None else [recipe])]
+    """Where a recipe's files and modules are looked for: the working directory, the recipe's own, then those that it extends."""
+    return [Path.cwd(), *_beside.get()]
 
 
 def nearest_path(path: str | Path) -> str:
@@ -41,8 +40,19 @@ def nearest_path(path: str | Path) -> str:
         beside_it = [p.name for p in missing.parent.iterdir()]
     except OSError:
         return ""
-    near = difflib.get_close_matches(missing.name, beside_it, n=1, cutoff=0.8)
+    near = difflib.get_close_matches(missing.name, beside_it, n=1, cutoff=0.7)
     return f"; did you mean {str(missing.with_name(near[0]))!r}?" if near else ""
+
+
+def no_checkpoint(path: str | Path) -> str:
+    """The message where a checkpoint or a run folder is not there."""
+    return f"no checkpoint at {path}; give a run folder (`spikeprop ls runs`), or a .safetensors file in one{nearest_path(path)}"
+
+
+def no_run_folder(path: str | Path) -> str:
+    """The message where a run folder is not there, or is none."""
+    near = "" if Path(path).exists() else nearest_path(path)
+    return f"{path} is no run folder: it has no run.json; give a folder that `spikeprop run` wrote{near}"
 
 
 def resolved(name: str) -> str:

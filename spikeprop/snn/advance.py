@@ -12,6 +12,7 @@ Suffix legend: T steps, B batch.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Set
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -175,7 +176,8 @@ def _advance_layer(
 
     fast: on the engine's kernels of floats, if they know its neurons.
     """
-    current_TB = at_least_float32(layer.current(values, state.masks, name, state.constant, previous))
+    with _exact_input(layer, values[INPUT]):
+        current_TB = at_least_float32(layer.current(values, state.masks, name, state.constant, previous))
     if changing:
         current_TB = _decoded(name, layer, current_TB, values, state, changing)
     if len(current_TB) != steps:
@@ -207,6 +209,16 @@ def _fast(dynamics: LayerDynamics, current_TB: Tensor, state: Any) -> tuple[Tens
     return dynamics.advance(current_TB, state)
 
 
+def _exact_input(layer: Layer, x_TB: Tensor) -> AbstractContextManager[object]:
+    """On the CPU a layer that reads the input computes in the input's own precision, also under autocast.
+
+    Spikes are exact in bfloat16, and the input is not: a first layer that takes differences of pixels, as whitening does, would
+    fire for the rounding. It is also the layer that costs least.
+    """
+    lowered = INPUT in layer.sources and x_TB.device.type == "cpu" and torch.is_autocast_enabled("cpu")
+    return torch.autocast("cpu", enabled=False) if lowered else nullcontext()
+
+
 def _advance_loop(layers: Mapping[str, Layer], values: dict[str, Tensor], steps: int, state: NetworkState) -> None:
     """Advance layers that a loop joins, step by step."""
     known = {name: dict(_known_currents(name, layer, layers, values, state)) for name, layer in layers.items()}
@@ -230,7 +242,8 @@ def _known_currents(
         key = f"{name}/{i}"
         if source not in inside:
             kept = state.constant if source == INPUT else None
-            current = kept[key] if kept is not None and key in kept else synapse(values[source], state.masks, key)
+            with _exact_input(layer, values[INPUT]):
+                current = kept[key] if kept is not None and key in kept else synapse(values[source], state.masks, key)
             if kept is not None:
                 kept[key] = current
             yield key, current

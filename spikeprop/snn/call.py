@@ -111,6 +111,11 @@ class Call(nn.Module):
         return "" if self.function is None else str(getattr(self.function, "__name__", self.function))
 
 
+def scores_of(query: Tensor, key: Tensor) -> Tensor:
+    """Q K^T."""
+    return query @ key.transpose(-2, -1)
+
+
 def _mapped(change: Callable[[Any], Any], argument: Any) -> Any:
     """The argument with ``change`` made to what it contains."""
     if isinstance(argument, Operand | Held | torch.Size):

@@ -19,6 +19,9 @@ from torch import Tensor, nn
 
 from spikeprop.errors import SimulationError
 from spikeprop.runtime.imports import importable
+from spikeprop.snn.arithmetic import Joined
+from spikeprop.snn.call import Call
+from spikeprop.snn.described_call import call_again, described_call
 from spikeprop.snn.dynamics import LayerDynamics
 from spikeprop.snn.encoder import Encoder
 from spikeprop.snn.engine.support import STATELESS
@@ -34,7 +37,14 @@ from spikeprop.snn.synapse import WEIGHTED, Synapse
 PADS = tuple(
     getattr(nn, f"{kind}Pad{n}d") for kind in ("Zero", "Constant", "Reflection", "Replication", "Circular") for n in (1, 2, 3)
 )
-OPERATIONS: dict[str, Any] = {kind.__name__: kind for kind in (*WEIGHTED, *NORMS, *STATELESS, *PADS)}
+FUNCTIONS = tuple(
+    getattr(nn, name)
+    for name in ("LayerNorm", "GroupNorm", "RMSNorm", "LocalResponseNorm", "GELU", "SiLU", "Mish", "Sigmoid", "Tanh", "ReLU",
+                 "ReLU6", "LeakyReLU", "PReLU", "ELU", "SELU", "CELU", "GLU", "Hardtanh", "Hardsigmoid", "Hardswish",
+                 "LogSigmoid", "Softplus", "Softsign", "Softmax", "Softmin", "LogSoftmax", "Tanhshrink")
+)  # of layers that compute  # fmt: skip
+OPERATIONS: dict[str, Any] = {kind.__name__: kind for kind in (*WEIGHTED, *NORMS, *STATELESS, *PADS, *FUNCTIONS, Call, Joined)}
+SAME = {nn.modules.linear.NonDynamicallyQuantizableLinear: nn.Linear}  # classes that compute as another
 PLAIN = (bool, int, float, str, type(None))
 BATCH_NORM = ("eps", "momentum", "affine", "track_running_stats")
 POOL = ("kernel_size", "stride", "padding", "ceil_mode")
@@ -60,6 +70,7 @@ def describe(network: SpikingNetwork) -> dict[str, Any]:
         "tied": tied,
         "frozen": [name for name, p in names if not p.requires_grad],
         "notes": list(network.notes),
+        "calibrated_for": network.calibrated_for,
         "read": network.read,
         "output_form": None if network.output_form is None else network.output_form.described(),
     }
@@ -82,6 +93,10 @@ def described_network(described: Mapping[str, Any], tensors: Mapping[str, Tensor
     for name in described["frozen"]:
         network.get_parameter(name).requires_grad_(False)
     network.notes = list(described["notes"])
+    steps = described.get("calibrated_for")
+    if steps is not None and (type(steps) is not int or steps < 1):
+        raise SimulationError(f"the description says calibrated for {steps!r}, which is no number of steps")
+    network.calibrated_for = steps
     network.read = described.get("read", "sum")
     form = described.get("output_form")
     network.output_form = None if form is None else OutputForm.from_description(form)
@@ -149,7 +164,7 @@ def _check_size(given: Mapping[str, Any], kind: type, left: int) -> None:
 
 def _described(thing: Any, where: str) -> dict[str, Any]:
     """Class and settings of a module, a neuron, an encoder or a surrogate."""
-    kind = type(thing)
+    kind: Any = SAME.get(type(thing), type(thing))
     operation = OPERATIONS.get(kind.__name__) is kind
     if isinstance(thing, nn.Module) and not operation and not isinstance(thing, LayerDynamics):
         raise SimulationError(f"{where} holds a {kind.__name__}, which a description does not know; use a layer of torch.nn")
@@ -176,6 +191,8 @@ def _plain(thing: Any) -> Iterator[tuple[str, Any]]:
 def _settings(thing: Any, where: str) -> dict[str, Any]:
     if is_dataclass(thing):
         return {f.name: _value(getattr(thing, f.name), where) for f in fields(thing) if f.init}
+    if isinstance(thing, Call):
+        return described_call(thing, where, _described)
     if isinstance(thing, Gather):
         return {"index": thing._places[0].reshape(thing.shape).tolist(), "size": thing.size}
     if isinstance(thing, SpikingMaxPool | StepMaxPool):
@@ -189,7 +206,7 @@ def _settings(thing: Any, where: str) -> dict[str, Any]:
         if name == "trainable":
             held = [key for key, _ in thing.named_parameters(recurse=False)]
             found[name] = [TRAINED.get(key, key) for key in held]
-        elif name == "bias" and isinstance(thing, (*WEIGHTED, *NORMS)):
+        elif name == "bias" and isinstance(thing, (*WEIGHTED, *NORMS, nn.LayerNorm)):
             found[name] = thing.bias is not None
         elif hasattr(thing, name):
             found[name] = _value(getattr(thing, name), f"{name!r} of a {type(thing).__name__} in {where}")
@@ -213,13 +230,15 @@ def _value(value: Any, where: str) -> Any:
         return value
     if isinstance(value, tuple | list):
         return [_value(part, where) for part in value]
-    if isinstance(value, Surrogate):
+    if isinstance(value, Surrogate | nn.Module):
         return _described(value, where)
     raise SimulationError(f"{where} is a {type(value).__name__}, which a description cannot hold")
 
 
-def _built(given: Mapping[str, Any], kind: type) -> Any:
+def _built(given: Mapping[str, Any], kind: Any) -> Any:
     target = _target(str(given["use"]), kind)
+    if target is Call:
+        return call_again(given["settings"], lambda module: _built(module, nn.Module))
     settings = {name: _given(value) for name, value in given["settings"].items()}
     if target is Gather:
         return Gather(torch.tensor(settings["index"], dtype=torch.long, device="cpu"), settings["size"])
@@ -231,10 +250,10 @@ def _built(given: Mapping[str, Any], kind: type) -> Any:
 def _given(value: Any) -> Any:
     if isinstance(value, list):
         return tuple(_given(part) for part in value)
-    return _built(value, Surrogate) if isinstance(value, dict) else value
+    return _built(value, Surrogate | nn.Module) if isinstance(value, dict) else value
 
 
-def _target(use: str, kind: type) -> Any:
+def _target(use: str, kind: Any) -> Any:
     """The class of that name."""
     if use in OPERATIONS:
         found = OPERATIONS[use]
@@ -244,7 +263,7 @@ def _target(use: str, kind: type) -> Any:
             raise SimulationError(f"the description names {use!r}, code from outside; trust its package to import it")
         found = getattr(importlib.import_module(module), name, None)
     if not inspect.isclass(found) or not issubclass(found, kind):
-        raise SimulationError(f"the description names {use!r}, which is no {kind.__name__}")
+        raise SimulationError(f"the description names {use!r}, which is no {getattr(kind, '__name__', kind)}")
     return found
 
 

@@ -11,7 +11,7 @@ Suffix legend: T steps, B batch, K classes.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from itertools import chain
 from types import FunctionType, MethodType, ModuleType
 from typing import TYPE_CHECKING, Any
@@ -36,6 +36,8 @@ from spikeprop.snn.synapse import DropoutMasks, SampleDropout, Synapse
 from spikeprop.snn.timed_input import RunningInput, TimedInput, check_stream, own_steps
 
 if TYPE_CHECKING:
+    from spikeprop_hardware.targets.fitting import Fit
+
     from spikeprop.snn.recording import SpikeRecording
     from spikeprop.snn.summary import NetworkSummary
 
@@ -50,6 +52,13 @@ def _folding() -> ModuleType:
     from spikeprop.snn import folding
 
     return folding
+
+
+def _fitting() -> Callable[[SpikingNetwork, Any], Fit]:
+    """Imported when first used: it needs scipy."""
+    from spikeprop.snn.outline import fits
+
+    return fits
 
 
 def _looking() -> tuple[ModuleType, ModuleType]:
@@ -75,6 +84,7 @@ class SpikingNetwork(nn.Module):
         read: how the last layer's values make the output: "sum" (the default), "mean", "last" or "max"; in the checkpoint.
         output_form: the structure that ``forward`` returns, of a converted ANN with several outputs; None for one tensor.
         notes: what a conversion chose, left out or changed, in words; shown with the network.
+        calibrated_for: number of steps for which its thresholds were made, where they were made for one.
     """
 
     def __init__(self, layers: Mapping[str, Layer], encoder: Encoder, input_shape: tuple[int, ...]):
@@ -93,6 +103,7 @@ class SpikingNetwork(nn.Module):
         self.packed = True
         self.output_form: OutputForm | None = None
         self.notes: list[str] = []
+        self.calibrated_for: int | None = None
         self.known_shapes: dict[str, Shape] = {}
         self.known_current_shapes: dict[str, Shape] = {}
         self._form: list[Any] = []
@@ -180,8 +191,11 @@ class SpikingNetwork(nn.Module):
     def _plain_sum(self) -> bool:
         return self.read == "sum" and last_layer(self).neuron is None
 
-    def extra_repr(self) -> str:
-        return "\n".join(f"note: {note}" for note in self.notes)
+    def __repr__(self) -> str:
+        kinds = dict.fromkeys(type(dynamics).__name__ for dynamics in self.dynamics().values())
+        about = [f"input {tuple(self.input_shape)}", f"{len(self.layers)} layers", ", ".join(kinds)]
+        about += [f"{sum(p.numel() for p in self.parameters()):,} parameters", "layers: .summary()"]
+        return "\n".join([f"SpikingNetwork({'; '.join(filter(None, about))})", *(f"  note: {note}" for note in self.notes)])
 
     def summary(self, x: Any = None, timesteps: int | None = None) -> NetworkSummary:
         """The layers in a table: shapes, parameters, neurons, thresholds; of samples also firing rates and SynOps.
@@ -213,6 +227,18 @@ class SpikingNetwork(nn.Module):
             DataError: an unknown layer, or more than 2 GiB.
         """
         return _looking()[0].record(self, x, timesteps, membranes, layers)
+
+    def fits(self, target: str) -> Fit:
+        """Whether the network fits a chip, and everything that stands in the way, by layer; weights do not matter.
+
+        Args:
+            target: "loihi2", "loihi1", "speck", "xylo", "generic"; or a ``spikeprop_hardware.targets.Target``.
+
+        Raises:
+            HardwareError: a name that is none.
+            ValueError: layers that do not fit each other.
+        """
+        return _fitting()(self, target)
 
     def set_dropout(self, p: float) -> None:
         """Give every dropout of the network the probability ``p`` in [0, 1)."""
@@ -338,7 +364,7 @@ class SpikingNetwork(nn.Module):
             SimulationError: within torch.jit.trace, torch.export or a torch.func transform, or a hook that nothing calls.
         """
         given, packed = self._given(x, timesteps, lengths, chunk)
-        if packed and torch.is_grad_enabled() and observe is None and self.readout.trivial:
+        if packed and observe is None and self.readout.trivial and engine().trains(self, given):
             if self._plain_sum and lengths is None:
                 return engine().train(self, given, chunk, self.structured)
             return engine().train(self, given, chunk, lambda current_TBK: self._of_currents(current_TBK, given), each_step=True)
@@ -375,7 +401,7 @@ class SpikingNetwork(nn.Module):
             raise ValueError(
                 "this network has a delayed readout or a run beforehand, which make no value at each step; use forward"
             )
-        if packed and torch.is_grad_enabled() and observe is None:
+        if packed and observe is None and engine().trains(self, given):
             values_TBK = engine().train(self, given, chunk, lambda current: values_of(self, current)[0], each_step=True)
         else:
             values_TBK = torch.cat(list(self._simulation(given, packed, chunk, observe).values()))

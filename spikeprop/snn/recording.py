@@ -31,7 +31,7 @@ class SpikeRecording:
     Args:
         membranes: keep the potentials of neurons too.
         layers: names to keep; None for all, and the input.
-        thresholds: of the layers, for pictures.
+        thresholds: of the layers, for pictures: above which potential a neuron fires, with a payload of 1.
     """
 
     def __init__(
@@ -81,7 +81,8 @@ class SpikeRecording:
                 f"the recording is larger than {LARGEST / 2**30:.0f} GiB at layer {name!r}: record fewer samples or steps, or "
                 "only some layers (layers=[...])"
             )
-        kept.setdefault(name, []).append(some_TB.detach().cpu().clone())
+        copied_TB = some_TB.detach().cpu().clone()
+        kept.setdefault(name, []).append(copied_TB + 0.0 if copied_TB.is_floating_point() else copied_TB)  # no -0
 
 
 @torch.no_grad()
@@ -97,7 +98,7 @@ def record(
     unknown = [name for name in layers or () if name not in known]
     if unknown:
         raise DataError(f"the network has no layer {unknown[0]!r} that sends spikes; it has {', '.join(known)}")
-    thresholds = {name: neuron.v_threshold.detach().cpu() for name, neuron in network.neurons().items()}
+    thresholds = {name: neuron.spike_size.cpu() for name, neuron in network.neurons().items()}
     recording = SpikeRecording(membranes=membranes, layers=layers, thresholds=thresholds)
     given, lengths = samples_for(network, x)
     training = network.training

@@ -36,7 +36,8 @@ class GradedIF(Neuron):
 
     Args:
         levels: n; payloads reach from -(2^n - 1) to 2^n - 1, n at most 7.
-        v_threshold: the largest level, positive; a number here, one a neuron or a channel after calibration.
+        v_threshold: the largest level, positive; a number here, one a neuron or a channel after calibration. A neuron fires above
+            the smallest, ``spike_size``, which is what tables and pictures call its threshold.
         v_init: potential before the first step, as a fraction of the smallest level; 0.5 rounds.
         rectify: never take back more than was sent; without, the sum that is sent may fall below 0.
     """

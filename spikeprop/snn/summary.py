@@ -33,7 +33,8 @@ class LayerSummary:
         shape: of what it sends, for one sample.
         parameters: numbers of weights, biases and trained settings that no layer before it has.
         neuron: kind and settings.
-        threshold: least and largest; None without neurons.
+        threshold: least and largest potential above which a neuron fires (of graded ones, with a payload of 1); None without
+            neurons.
         rate: share of steps at which a neuron fires, of the images; of the input the share of values that are not 0.
         synops: synaptic operations a sample that its spikes cause.
     """
@@ -134,7 +135,7 @@ def _layers(network: SpikingNetwork) -> Iterator[LayerSummary]:
     for name, layer in network.named_layers():
         own = [p for p in layer.parameters() if id(p) not in seen]
         seen |= {id(p) for p in own}
-        theta = layer.neuron.v_threshold.detach() if isinstance(layer.neuron, Neuron) else None
+        theta = layer.neuron.spike_size if isinstance(layer.neuron, Neuron) else None
         bounds = None if theta is None else (float(theta.min()), float(theta.max()))
         reads = (*layer.sources, *(f"{source}*" for source in layer.feedback_sources))
         count = sum(p.numel() for p in own)

@@ -43,8 +43,11 @@ class SweepPlan:
         trials: number of trials of tpe.
         metric: dotted key of report.json, or None for the accuracy of the last network.
         least: whether smaller values of the metric are better.
-        jobs: number of trials that run at the same time.
-        threads: CPU threads of each trial; None to divide the cores among them.
+        on: "local" for processes of this machine, "ray" for a running Ray cluster.
+        jobs: number of trials that run at the same time; None for one, on a cluster as many as fit.
+        threads: CPU threads of each trial; None to divide the cores among them, on a cluster for one.
+        gpus: GPUs of each trial on a cluster.
+        retries: how many times a trial on a cluster is started again.
         smoke: whether trials are short tests.
         seed: of tpe.
     """
@@ -55,8 +58,11 @@ class SweepPlan:
     trials: int = 20
     metric: str | None = None
     least: bool = False
-    jobs: int = 1
+    on: str = "local"
+    jobs: int | None = None
     threads: int | None = None
+    gpus: float = 0.0
+    retries: int = 2
     smoke: bool = False
     seed: int = 0
 
@@ -102,7 +108,7 @@ class SweepPlan:
         raise first
 
     def identity(self) -> dict[str, Any]:
-        """JSON values that identify the sweep; trials, jobs and threads are not among them."""
+        """JSON values that identify the sweep; how many trials there are and where they run is not among them."""
         axes = {a.key: list(a.values) or {"low": a.low, "high": a.high, "log": a.log} for a in self.axes}
         recipe = load_recipe(self.recipe, []).describe()
         own = {"metric": self.metric, "least": self.least, "seed": self.seed} if self.sampler == "tpe" else {}

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import csv
 import io
-import os
 import re
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,8 +24,10 @@ from spikeprop.experiment.run_record import RunRecord
 from spikeprop.runtime.files import leaves, read_json, write_json, write_text
 from spikeprop.runtime.locks import Lock
 from spikeprop.runtime.progress import bar
+from spikeprop.sweep.cluster import Cluster
+from spikeprop.sweep.place import RunningTrial, TrialPlace
 from spikeprop.sweep.plan import SweepPlan
-from spikeprop.sweep.process import TrialProcess
+from spikeprop.sweep.process import ThisMachine
 from spikeprop.sweep.tpe import propose
 
 POLL_SECONDS = 0.1
@@ -85,16 +87,16 @@ class Sweep:
 
     def run(self) -> tuple[tuple[str, ...], list[tuple[Any, ...]]]:
         """Run the unfinished trials; returns the heads and rows of the table, the best trials first."""
-        running: dict[str, TrialProcess] = {}
+        running: dict[str, RunningTrial] = {}
         total = len(self.trials) if self.plan.sampler == "grid" else self.plan.trials
-        with _sigterm_as_interrupt(), bar("sweep", total=total, unit="trial") as shown:
+        with self._placed() as place, _sigterm_as_interrupt(), bar("sweep", total=total, unit="trial") as shown:
             try:
                 for trial in self.trials:
                     self._update(trial)
                 shown.update(len(self.finished()))
                 self._save()
                 todo = iter([trial for trial in self.trials if trial.state != "finished"])
-                while self._fill(running, todo) or running:
+                while self._fill(place, running, todo) or running:
                     time.sleep(POLL_SECONDS)
                     shown.update(self._collect(running))
             except KeyboardInterrupt:
@@ -102,9 +104,10 @@ class Sweep:
                 raise
             finally:
                 for process in running.values():
+                    process.interrupt()
+                for process in running.values():
                     process.stop()
                 self._save()
-                self._lock.release()
         return self._table(sort=True)
 
     def finished(self) -> list[Path]:
@@ -121,25 +124,41 @@ class Sweep:
 
     # trials -------------------------------------------------------------------------------------------------------------------
 
-    def _fill(self, running: dict[str, TrialProcess], todo: Iterator[Trial]) -> bool:
+    @contextmanager
+    def _placed(self) -> Iterator[TrialPlace]:
+        """Where the trials run; afterwards the folder is free again."""
+        place: TrialPlace | None = None
+        try:
+            if self.plan.on == "ray":
+                with redirect_stdout(sys.stderr):  # Ray prints what its nodes say, and stdout is for the result
+                    place = Cluster(self.plan, self.folder, self.notify)
+                    yield place
+            else:
+                yield ThisMachine(self.plan)
+        finally:
+            if place is not None:
+                place.close()
+            self._lock.release()
+
+    def _fill(self, place: TrialPlace, running: dict[str, RunningTrial], todo: Iterator[Trial]) -> bool:
         """Start trials up to the number of jobs; returns whether any was started."""
         started = False
-        while len(running) < self.plan.jobs:
+        while len(running) < place.jobs:
             trial = next(todo, None) or self._propose()
             if trial is None:
                 return started
-            running[trial.name] = process = self._process(trial)
+            running[trial.name] = process = self._process(trial, place)
             if not process.start():
                 self.notify(f"{trial.name} is still running for an earlier sweep, or by hand; waiting for it")
             started = True
         return started
 
-    def _collect(self, running: dict[str, TrialProcess]) -> int:
+    def _collect(self, running: dict[str, RunningTrial]) -> int:
         """Record the trials that have ended; returns their number."""
         ended = 0
         for trial in [trial for trial in self.trials if trial.name in running]:
             process = running[trial.name]
-            code = process.ended() if process.process else self._ended_elsewhere(trial, process)
+            code = process.ended()
             if code is not None:
                 del running[trial.name]
                 self._record(trial, process, code)
@@ -147,17 +166,7 @@ class Sweep:
                 ended += 1
         return ended
 
-    def _ended_elsewhere(self, trial: Trial, process: TrialProcess) -> int | None:
-        """0 once another process has finished the trial; if that process stopped before, this one resumes the trial."""
-        if process.acquire():
-            self._update(trial)
-            if trial.state == "finished":
-                process.lock.release()
-                return 0
-            process.start()
-        return None
-
-    def _record(self, trial: Trial, process: TrialProcess, code: int) -> None:
+    def _record(self, trial: Trial, process: RunningTrial, code: int) -> None:
         self._update(trial)
         if code != 0:
             trial.state, trial.why = "failed", process.reason(code)
@@ -201,14 +210,12 @@ class Sweep:
         name = f"{number:03d}-{re.sub(r'[^A-Za-z0-9.=+-]+', '_', shown)[:60]}".rstrip("-_.")
         return Trial(name, values)
 
-    def _process(self, trial: Trial) -> TrialProcess:
-        threads = self.plan.threads or max(1, (os.cpu_count() or 1) // self.plan.jobs)
+    def _process(self, trial: Trial, place: TrialPlace) -> RunningTrial:
         overrides = [f"{key}={value}" for key, value in trial.values.items()]
-        options = ["--out", str(self.folder / trial.name), "--threads", str(threads), *(["--smoke"] if self.plan.smoke else [])]
+        folder = (self.folder / trial.name).resolve() if self.plan.on == "ray" else self.folder / trial.name
+        options = ["--out", str(folder), "--threads", str(place.threads), *(["--smoke"] if self.plan.smoke else [])]
         lock = Lock(self.folder / "logs" / f"{trial.name}.lock")
-        return TrialProcess(
-            self.folder / trial.name, ["run", self.plan.recipe, *overrides, *options], self.log(trial), lock, threads
-        )
+        return place.trial(folder, ["run", self.plan.recipe, *overrides, *options], self.log(trial), lock)
 
     # files --------------------------------------------------------------------------------------------------------------------
 

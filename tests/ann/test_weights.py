@@ -47,13 +47,14 @@ def trained(classes: int = 3) -> Net:
 NET = trained()
 STATE: State = NET.state_dict()
 OTHER: State = trained(4).state_dict()
+SHIFTED: State = {name: tensor + 1 for name, tensor in STATE.items()}
 SGD = torch.optim.SGD(NET.parameters(), lr=0.1, momentum=0.9)
 for parameter in NET.parameters():
     SGD.state[parameter]["momentum_buffer"] = torch.ones_like(parameter)
 
 
-def before(prefix: str) -> State:
-    return {prefix + name: tensor for name, tensor in STATE.items()}
+def before(prefix: str, state: State = STATE) -> State:
+    return {prefix + name: tensor for name, tensor in state.items()}
 
 
 class Call:
@@ -135,6 +136,9 @@ LOADED = {
     "one of the shards": one_shard,
     "Hugging Face's folder with one file": bin_in_folder,
     "a part by its name": part("ema", {"model": OTHER, "ema": STATE}),
+    "with and without module., the same values": saved({**STATE, **before("module.")}),
+    "with and without module., those without": part("", {**STATE, **before("module.", SHIFTED)}),
+    "with and without module., those with": part("module", {**SHIFTED, **before("module.")}),
     "a part of a larger network": part("backbone", {**before("backbone."), "head.weight": torch.ones(3)}),
 }
 
@@ -214,6 +218,7 @@ REFUSED = {
     "quantised weights": (saved({n: t.to(torch.int8) for n, t in STATE.items()}), "before it was quantised"),
     "values that are not finite": (saved({**STATE, "fc.bias": torch.full((3,), torch.nan)}), r"fc\.bias has values that are not"),
     "a part of a larger network": (saved({**before("a."), "b": torch.ones(1)}), r"if you mean that part, write w\.pt#a"),
+    "with and without module.": (saved({**SHIFTED, **before("module.")}), r"weights that fit.*: write w\.pt# or w\.pt#module"),
     "two that fit": (saved({"student": STATE, "teacher": STATE | {"fc.bias": torch.ones(3)}}), r"w\.pt#student or w\.pt#teacher"),
     "a part that is not there": (part("emo", {"ema": STATE}), "no weights under 'emo'; it has ema"),
     "a shard that is missing": (lambda folder: shards(folder, lost=True), r"lacks 1 of 2 shards: model-00002-of-00002"),

@@ -21,6 +21,7 @@ from torch import nn
 
 from spikeprop.cli import main
 from spikeprop.data import in_memory
+from spikeprop.deploy import read_nir
 from spikeprop.errors import RecipeError, Stopped
 from spikeprop.experiment.pipeline import HybridConversion
 from spikeprop.learn import save_checkpoint
@@ -276,7 +277,7 @@ def test_budget(finished: Path) -> None:
     result = spikeprop("budget", finished / "network.nir", "--samples", 5)
     assert result.exit_code == 0, result.output
     assert re.search(r"Loihi 2, estimated +\d+ cores, 1 chip", result.output)
-    assert re.search(r"SynOps a sample +[1-9][\d,]+\n +energy a sample \(.+\) +[\d.]+ uJ", result.output)
+    assert re.search(r"SynOps a sample +[1-9][\d,]+ \(mean of 5\)\n +energy a sample \(.+\) +[\d.]+ uJ", result.output)
     assert re.search(
         r"layer +neurons +synapses +fan in +fan out +spike bits +axons +axons per core +bytes +cores +limited by\n", result.output
     )
@@ -284,6 +285,54 @@ def test_budget(finished: Path) -> None:
     assert of_checkpoint.exit_code == 0, of_checkpoint.output
     assert "SynOps" not in of_checkpoint.output
     assert "spikes of" not in of_checkpoint.output
+
+
+def test_a_target_is_checked_before_training_and_before_anything_is_written(finished: Path, tmp_path: Path) -> None:
+    before = spikeprop("check", "digits_cnn_stdb", "--target", "speck")
+    assert before.exit_code == 1
+    assert "does not fit speck\n  layer 'input': the input is numbers (Direct); speck reads spikes alone: use" in before.output
+    assert "1 of 1 recipes do not fit speck: digits_cnn_stdb" in before.output
+    fitting = spikeprop("check", "digits_cnn_stdb", "--target", "loihi2")
+    assert fitting.exit_code == 0, fitting.output
+    assert re.search(r"fits loihi2, \d+ cores on 1 chip\n", fitting.output)
+    assert re.search(r"layer +neurons +synapses", fitting.output)
+    file = tmp_path / "n.nir"
+    refused = spikeprop("export", finished, "-o", file, "--target", "xylo")
+    assert refused.exit_code == 1
+    assert "the network does not fit xylo; what stands in the way is above" in refused.output
+    assert not file.exists()
+    fixed = spikeprop("export", finished, "-o", file, "--target", "generic-4")
+    assert fixed.exit_code == 0, fixed.output
+    assert re.search(r"in the integers of generic-4\n +integers of \S+ +weights off by \d+\.\d+ % in [2-4] bits", fixed.output)
+    simulated = spikeprop("simulate", finished, "--backend", "reference", "--samples", 3, "--target", "generic-4")
+    assert simulated.exit_code == 0, simulated.output
+    assert re.search(r"integers of \S+ +weights off by", simulated.output)
+    assert "there is no target 'loihi3'; did you mean" in spikeprop("export", finished, "--target", "loihi3").output
+
+
+def test_a_recipe_whose_network_does_not_fit_its_target_is_refused() -> None:
+    refused = spikeprop("check", "digits_cnn_stdb", "simulate.target=speck")
+    assert refused.exit_code != 0
+    assert "simulate.target: the network does not fit speck\n  layer 'input': the input is numbers" in refused.output
+    assert (
+        "there is no target 'spek'; did you mean 'speck'?" in spikeprop("check", "digits_cnn_stdb", "simulate.target=spek").output
+    )
+
+
+def test_a_target_s_budget_and_energies(finished: Path) -> None:
+    result = spikeprop("budget", finished, "--samples", 5, "--target", "loihi1")
+    assert result.exit_code == 0, result.output
+    assert re.search(r"Loihi, estimated +\d+ cores", result.output)
+    assert re.search(r"does not fit +layer '.+': a reset by subtract; loihi1 resets by zero: use", result.output)
+    numbers = r"[\d.e-]+ to [\d.e+]+"
+    for row in (
+        rf"arithmetic +{numbers} +{numbers}\n",
+        rf"memory +{numbers} +{numbers}\n",
+        rf"loihi1 +{numbers} +-\n",
+        "memory: SRAM",
+    ):
+        assert re.search(row, result.output), (row, result.output)
+    assert "SynOps a MAC in" in result.output
 
 
 def test_ls_shows_recipes_and_components() -> None:
@@ -332,7 +381,7 @@ def test_verbs_for_checkpoints_take_a_run_folder(finished: Path, tmp_path: Path)
         written = [spikeprop("export", *source, "-o", tmp_path / f"{i}.nir")
                    for i, source in enumerate(([finished, *options], [finished / f"{network}.safetensors"]))]  # fmt: skip
         assert [result.exit_code for result in written] == [0, 0], written
-        graphs = [nir.read(str(tmp_path / f"{i}.nir")) for i in range(2)]
+        graphs = [read_nir(tmp_path / f"{i}.nir") for i in range(2)]
         theta = [{name: vars(n)["v_threshold"] for name, n in g.nodes.items() if "v_threshold" in vars(n)} for g in graphs]
         assert theta[0].keys() == theta[1].keys()
         assert all(np.array_equal(theta[0][name], theta[1][name]) for name in theta[0])
@@ -552,6 +601,10 @@ def test_diagnose_tells_where_the_conversion_loses(finished: Path) -> None:
     assert result.exit_code == 0, result.output
     assert "T = 2: the spiking network predicts as the ANN for" in result.output
     assert "silent channels" in result.output
+    found = json.loads(spikeprop("diagnose", finished, "--timesteps", "2", "--samples", 20, "--json").stdout)
+    assert found["images"] == 20
+    assert 0 <= found["agreement"]["2"] <= 100
+    assert {"layer", "own", "clipping", "cause", "advice"} <= found["layers"][0].keys()
     refused = spikeprop("diagnose", finished / "converted.safetensors")
     assert refused.exit_code != 0
     assert "needs the ANN as well" in refused.output

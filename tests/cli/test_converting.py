@@ -20,8 +20,19 @@ from spikeprop import Backprop, Digits, fit
 from spikeprop.cli import main
 from spikeprop.data import LabelledData
 from spikeprop.errors import RecipeError
+from spikeprop.experiment.class_order import better_order, missing_classes
 from spikeprop.experiment.own_network import OwnNetwork, _code, ann_settings, own_recipe
-from spikeprop.experiment.preprocessing import chosen_normalisation, fitting_shape, known_transform
+from spikeprop.experiment.preprocessing import (
+    NONE,
+    OWN,
+    _best,
+    _called,
+    _Fit,
+    _timm_cut,
+    chosen_normalisation,
+    fitting_shape,
+    known_transform,
+)
 from spikeprop.recipe import check_component
 
 MYNET = '''
@@ -38,6 +49,11 @@ class MyNet(nn.Module):
 
     def forward(self, x):
         return self.out(F.max_pool2d(F.relu(self.norm(self.conv(x))), 2).flatten(1))
+
+
+class Block(nn.Module):
+    def __init__(self, c):
+        super().__init__()
 '''
 
 
@@ -82,8 +98,9 @@ def test_one_command_evaluates_exports_simulates_and_reports(converted: tuple[Pa
     assert report["simulate"]["spikes_equal"]
     assert report["simulate"]["backend"] == "reference"
     assert {"network.nir", "report.html", "converted.safetensors"} <= {file.name for file in folder.iterdir()}
-    assert "mean 0.5, std 0.5 (a half)" in said  # found, and not the default 0 and 1
+    assert "mean 0.5, std 0.5 (a half, cross-entropy " in said  # found, and not the default 0 and 1
     assert "calibrated for T = 4" in said
+    assert "outputs 0 = 0, 1 = 1, 2 = 2, " in said
     assert "energy an image (arithmetic, 45 nm) ANN" in said
     assert "energy an image (chip estimate, first Loihi) SNN" in said
 
@@ -248,6 +265,57 @@ def test_the_shape_that_a_network_reads_is_found(channels: int, side: int, tmp_p
     assert fitting_shape(net, data.replace(size=16, channels=3)) == {}  # the user's own
 
 
+def brightness(shift: int, classes: int = 4, outputs: int = 4) -> tuple[Tensor, Tensor]:
+    """Scores of a network whose output is right, but for its number, on four images of five, and labels of the data."""
+    labels = torch.arange(60) % classes
+    guess = torch.where(torch.arange(60) % 5 == 4, (labels + 1 + torch.arange(60)) % classes, labels)
+    return nn.functional.one_hot((guess + shift) % outputs, outputs).float(), labels
+
+
+@pytest.mark.parametrize("shift", [0, 1, 3])
+def test_classes_in_another_order_are_told_and_the_right_order_is_not(shift: int) -> None:
+    names = ["bird", "car", "cat", "deer"]
+    text = better_order(*brightness(shift), names)
+    if shift:
+        order = [names[(output - shift) % 4] for output in range(4)]
+        assert "the classes in the order " + ", ".join(f"{i} = {name}" for i, name in enumerate(order)) in text
+    else:
+        assert text == ""
+    torch.manual_seed(shift)
+    assert better_order(torch.rand(256, 10), torch.randint(10, (256,)), [str(i) for i in range(10)]) == ""  # chance is no order
+
+
+def test_a_convert_with_renamed_classes_warns_with_the_order() -> None:
+    class Turned(Centred):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x).roll(1, 1)
+
+    _, text = chosen_normalisation(Turned(0.0, 1.0), check_component(LabelledData, {"use": f"{__name__}.Brightness"}, "data"), {})
+    assert "WARNING: the classes in the order 0 = 3, 1 = 0, 2 = 1, 3 = 2 would make 100 % correct" in text
+
+
+def test_the_output_that_no_class_fits_is_named() -> None:
+    names = ["airplane", "bird", "cat"]
+    labels = torch.arange(30) % 3
+    scores = nn.functional.one_hot(torch.tensor([0, 2, 3])[labels], 4).float()
+    assert missing_classes(scores, labels, names) == (
+        "no class fits output 1 (after 'airplane' and before 'bird'), if the others are in order (100 % correct then)"
+    )
+
+
+def test_of_equal_normalisations_the_common_one_is_taken() -> None:
+    losses = {NONE: torch.tensor([0.5, 0.7, 0.6]), "a half": torch.tensor([2.0, 2.1, 2.2]), OWN: torch.tensor([0.6, 0.5, 0.6])}
+    fits = {name: _Fit(torch.zeros(3, 2), loss, 50.0) for name, loss in losses.items()}
+    assert _best(fits) == NONE
+    fits[OWN] = _Fit(torch.zeros(3, 2), losses[NONE] - 0.3, 50.0)
+    assert _best(fits) == OWN
+
+
+def test_images_that_the_data_normalise_themselves_are_not_called_pixels() -> None:
+    assert _called(NONE, torch.tensor([0.0, 1.0])) == NONE
+    assert _called(NONE, torch.tensor([-2.0, 2.5])) == "none; the data give numbers from -2 to 2.5"
+
+
 def test_a_network_at_chance_is_told() -> None:
     last = nn.Linear(64, 10)
     nn.init.zeros_(last.weight)
@@ -264,6 +332,16 @@ def test_weights_of_libraries_say_their_normalisation() -> None:
     assert known_transform({"use": "/a/mynet.py:MyNet", "weights": "best.pt"}) is None
 
 
+def test_images_of_timm_are_cut_as_its_configuration_says() -> None:
+    cut = _timm_cut({"crop_pct": 0.95, "crop_mode": "center", "interpolation": "bicubic"}, 224)
+    resize = {"use": "Resize", "size": [235], "interpolation": 3}
+    assert cut == {"transforms": [resize, {"use": "CenterCrop", "size": [224, 224]}]}
+    squashed = _timm_cut({"crop_pct": 1.0, "crop_mode": "squash", "interpolation": "bilinear"}, 64)
+    assert squashed == {"transforms": [{"use": "Resize", "size": [64, 64]}, {"use": "CenterCrop", "size": [64, 64]}]}
+    with pytest.warns(UserWarning, match=r"crop_mode='border'.*give data\.transforms"):
+        assert _timm_cut({"crop_mode": "border", "interpolation": "bicubic"}, 64) == {}
+
+
 # stumbles of a new user: each is met at the front door, with what to do ---------------------------------------------------------
 
 
@@ -274,6 +352,7 @@ def photos(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     _forget_imports(home / "runs" / "mine", monkeypatch)
     for name in ("mynet.py", "best.pt"):
         shutil.copyfile(home / name, tmp_path / name)
+    (tmp_path / "mynet.onnx").touch()
     for number in range(12):
         file = tmp_path / "photos" / "ab"[number % 2] / f"{number}.png"
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -299,7 +378,8 @@ def test_a_broken_image_is_found_before_anything_is_begun_and_skipped_with_one_w
 
 
 def test_an_out_folder_that_cannot_be_used_is_found_before_any_data(photos: Path) -> None:
-    shutil.rmtree(photos / "photos")  # nobody asks for them
+    shutil.rmtree(photos / "photos")
+    (photos / "photos").mkdir()  # empty: nobody asks for images
     (photos / "file").touch()
     found = spikeprop("convert", *PHOTOS, "--out", "file/mine")
     assert found.exit_code == 1
@@ -310,7 +390,8 @@ def test_an_out_folder_that_cannot_be_used_is_found_before_any_data(photos: Path
     found = spikeprop("convert", *PHOTOS, "--out", "mine")
     assert "mine holds a run of another recipe (it differs in " in found.output
     assert "choose another --out folder, or remove this one to begin again" in found.output
-    assert sorted(p.name for p in photos.iterdir() if p.name not in ("__pycache__",)) == ["best.pt", "file", "mine", "mynet.py"]
+    left = sorted(p.name for p in photos.iterdir() if p.name not in ("__pycache__",))
+    assert left == ["best.pt", "file", "mine", "mynet.onnx", "mynet.py", "photos"]
     assert [p.name for p in (photos / "mine").iterdir()] == ["run.json"]
 
 
@@ -339,6 +420,18 @@ def test_the_same_command_again_is_the_same_recipe(tmp_path: Path) -> None:
         ("mynet.py:MyNet ann.width=8 --weights bst.pt --root photos", "; did you mean 'best.pt'?"),
         ("mynett.py:MyNet --weights best.pt --root photos", "; did you mean 'mynet.py'?"),
         ("mynet.py:MyNet --weights best.pt --root photos data.foo=2", "ImageFolder has no 'foo'; known: channels, "),
+        (
+            "mynet.py:MyNet ann.width=8 --weights best.pt --root photos data.size=12 data.channels=1",
+            "cannot read the images of data: ImageFolder, which are 1x12x12: ",
+        ),
+        (
+            "mynet.py:MyNet ann.width=8 --weights best.pt --root photos",
+            "has 10 outputs, but data: ImageFolder has 2 classes: no class fits outputs ",
+        ),
+        ("mynet.py:Block --weights best.pt --root photos", "ann.c is missing"),
+        ("mynet.py:Block --weights best.pt --root photos", "; or is MyNet, which mynet.py has too, the network?"),
+        ("mynet.onxx --root photos", "there is no file mynet.onxx; did you mean 'mynet.onnx'?"),
+        ("torchvision:resnet18 ann.weights=null ann.classes=3 --root photos", "TorchvisionModel has 3 outputs, but data: "),
         ("mynet.py:MyNet --root photos", "warning: no --weights: the network has the values with which it starts (random"),
     ],
 )

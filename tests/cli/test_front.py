@@ -67,6 +67,8 @@ MISTAKES = [  # command, exit code, what the message says
     ("run digits_mlp_stdb --smoke --out /proc/nowhere", 1, "use another --out folder"),
     ("run digits_cnn_stdb --threads two", 2, "'two' is not a valid integer"),
     ("eval nowhere", 1, "no checkpoint at nowhere; give a run folder"),
+    ("eval her", 1, "; did you mean 'here'?"),
+    ("finetune her", 1, "; did you mean 'here'?"),
     ("eval here", 1, "`spikeprop ls runs` lists those"),
     ("eval best.pt", 1, "a checkpoint is one of the .safetensors files in a run folder"),
     ("eval here --timesteps ten", 2, "whole numbers, for example 25,50,100"),
@@ -165,6 +167,19 @@ def test_the_version_is_there_at_once_and_without_torch() -> None:
     assert re.fullmatch(r"spikeprop, version \d+\.\d+\.\d+", version)
     assert loaded == "False"
     assert float(seconds) < 0.5
+
+
+def test_a_name_that_is_not_there_is_found_without_torch(tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    lines = ("eval mien", "budget mien", "finetune mien", "report mien", "convert mynet.py:MyNet --data Digits")
+    program = "import sys; from spikeprop.cli import main\n" \
+        f"for line in {lines}:\n try: main(line.split(), prog_name='spikeprop')\n" \
+        " except SystemExit as end: assert end.code == 1\n" \
+        "assert 'torch' not in sys.modules"  # fmt: skip
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("did you mean 'mine'?") == 4
+    assert "there is no file mynet.py" in done.stderr
 
 
 def test_the_zoo_is_listed_without_torch() -> None:

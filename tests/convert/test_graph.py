@@ -6,7 +6,6 @@ import copy
 from collections import OrderedDict
 from pathlib import Path
 
-import nir
 import pytest
 import torch
 from torch import Tensor, nn
@@ -15,7 +14,7 @@ from torch.nn.utils import parametrizations
 
 from spikeprop import CNN, IF, MLP, VGG, Direct, ResNet, convert, snn_accuracy
 from spikeprop.convert import ConversionError, MaxActivation, relu_activations, to_spiking
-from spikeprop.deploy import export, from_nir, to_nir
+from spikeprop.deploy import export, from_nir, read_nir, to_nir
 from spikeprop.errors import NirError
 from spikeprop.snn import Layer, SpikingNetwork, Synapse
 
@@ -164,7 +163,7 @@ def test_modules_may_have_any_name_that_torch_allows(name: str, tmp_path: Path) 
     assert len(network.layers) == 3
     assert snn_accuracy(network, (x, ann(x).argmax(1)), [256]) == {256: 100}
     export(network, tmp_path / "network.nir")
-    torch.testing.assert_close(from_nir(nir.read(tmp_path / "network.nir"))(x, 5), network(x, 5))
+    torch.testing.assert_close(from_nir(read_nir(tmp_path / "network.nir"))(x, 5), network(x, 5))
 
 
 @pytest.mark.parametrize("name", ["lambda", "class", "None"])

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from spikeprop import IF, Direct
+from spikeprop import IF, Direct, GradedIF
 from spikeprop.ann import OnnxModel
 from spikeprop.convert import ConversionError, from_onnx, relu_activations, to_spiking
 
@@ -31,6 +31,32 @@ class Net(nn.Module):
         x = self.pool(torch.relu(self.b(x) + x))
         first, second = x.chunk(2, 1)
         return self.head(torch.cat([second, first], 1).mean((2, 3)).view(x.shape[0], -1))
+
+
+class Attending(nn.Module):
+    """A class token beside patches, attention and a gated step, as exporters write them with the batch left open."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.patches, self.token = nn.Conv2d(2, 8, 4, 4), nn.Parameter(torch.randn(1, 1, 8))
+        self.places, self.norm, self.how = nn.Parameter(torch.randn(1, 5, 8) / 10), nn.LayerNorm(8), how
+        self.attention, self.qkv, self.head = nn.MultiheadAttention(8, 2, batch_first=True), nn.Linear(8, 24), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.patches(x).flatten(2).transpose(1, 2)
+        x = torch.cat([self.token.expand(x.shape[0], -1, -1), x], 1) + self.places
+        y = self.norm(x)
+        if self.how == "module":
+            y = self.attention(y, y, y, need_weights=False)[0]
+        else:
+            q, k, v = self.qkv(y).reshape(*y.shape[:2], 3, 2, 4).permute(2, 0, 3, 1, 4)
+            scores = (
+                nn.functional.scaled_dot_product_attention(q, k, v)
+                if self.how == "function"
+                else (q @ k.transpose(-2, -1)).softmax(-1) @ v
+            )
+            y = scores.transpose(1, 2).reshape(*y.shape[:2], 8)
+        return self.head(nn.functional.gelu(x + y)[:, 0])
 
 
 class Flat(nn.Sequential):
@@ -55,6 +81,16 @@ def test_a_file_converts_to_the_function_of_the_module_that_was_exported(opset: 
     network = to_spiking(module, IF, Direct(), (2, 8, 8), images=X)
     torch.testing.assert_close(list(relu_activations(network, X).values())[-1], net(X), rtol=1e-4, atol=1e-5)
     assert any(isinstance(m, nn.Conv2d) and m.weight.requires_grad for m in network.modules())
+
+
+@pytest.mark.parametrize(("how", "opset"), [("module", 18), ("function", 17), ("written out", 17)])
+def test_a_transformers_file_converts(how: str, opset: int, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    net = exported(Attending(how), tmp_path / "net.onnx", opset)
+    module = from_onnx(tmp_path / "net.onnx")
+    torch.testing.assert_close(module(X), net(X))
+    network = to_spiking(module, GradedIF, Direct(), (2, 8, 8), images=X)
+    torch.testing.assert_close(list(relu_activations(network, X).values())[-1], net(X), rtol=1e-4, atol=1e-5)
 
 
 def test_a_recipe_names_a_file(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from torchvision import models
 from spikeprop import IF, Direct, GradedIF, SignedIF, convert, snn_accuracy, snn_error, to_nir
 from spikeprop.ann import UNet
 from spikeprop.convert import LightCalibration, MaxActivation, relu_activations, to_spiking
+from spikeprop.convert.calibrator import LayerData
 from spikeprop.convert.shard import UNSHARDED
 from spikeprop.convert.spikes import SpikeTrains
 from spikeprop.errors import EvaluationError, NirError
@@ -237,6 +238,18 @@ def test_regression_is_evaluated_in_the_anns_units_and_outputs_by_name() -> None
         snn_accuracy(network, [(x, labels)], [4])
 
 
+class Headroom(MaxActivation):
+    """Thresholds above the largest activation.
+
+    Where they are the largest activation, its neuron must send all it can at every step and never makes up for what came late, as
+    the rounding of the layers before it strays further and further: error times T grows (fcn_resnet50: 0.51 at T = 8, 1.09 at
+    256). With some room it stays (0.35, 0.31).
+    """
+
+    def activation_scale(self, data: LayerData) -> Tensor:
+        return 1.3 * super().activation_scale(data)
+
+
 SEGMENTATION = ("fcn_resnet50", "deeplabv3_resnet50", "deeplabv3_mobilenet_v3_large", "lraspp_mobilenet_v3_large")
 
 
@@ -249,7 +262,7 @@ def test_torchvisions_segmentation_models_convert_and_approach_the_ann_like_one_
     x = torch.randn(2, 3, 32, 32, dtype=torch.float64)
     with torch.no_grad():
         outputs = lively(ann)(x)
-    network = convert(ann, [x], GradedIF(levels=3), BY_CHANNEL)
+    network = convert(ann, [x], GradedIF(levels=3), Headroom(per="channel"))
     assert type(network(x, 1)) is type(outputs)
     errors = output_error(network, x, outputs, [8, 64, 256], chunk=8)
     assert_falls_like_one_over_t({name: list(by_t.values()) for name, by_t in errors.items()}, 256 / 8)

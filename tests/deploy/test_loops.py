@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from spikeprop import IF, LIF
 from spikeprop.deploy import compare, export, from_nir, to_nir
-from spikeprop.deploy.comparison import Target
+from spikeprop.deploy.comparison import RunOn
 from spikeprop.errors import NirError
 from spikeprop.runtime.batches import Sequences
 from spikeprop.snn import ALIF, PLIF, CubaLIF, Direct, Frames, Integrator, Layer, Neuron, SpikingNetwork, Synapse
@@ -132,7 +132,7 @@ def test_sequences_run_on_lava_as_in_pytorch(tmp_path: Path, seed: int) -> None:
     network, x_TB = Maker(seed, real=True).network()
     export(network, tmp_path / "n.nir")
     x, labels = Sequences(x_TB.transpose(0, 1), torch.tensor([STEPS, STEPS - 3])), torch.zeros(2, dtype=torch.int64)
-    exact = compare(network, tmp_path / "n.nir", x, labels, None, print, Target())
+    exact = compare(network, tmp_path / "n.nir", x, labels, None, print, RunOn())
     assert exact["spikes_equal"], exact["first_difference"]
     assert exact["output_error"] < 1e-9
     assert (exact["timesteps"], exact["samples"], exact["agreement"]) == (STEPS, 2, 100)
@@ -159,11 +159,11 @@ def test_batch_norm_becomes_part_of_the_weights(tmp_path: Path) -> None:
     network.eval()
     export(network, tmp_path / "n.nir")
     x = torch.randn(8, 20, 2, 7) * 3
-    result = compare(network, tmp_path / "n.nir", x, torch.zeros(8, dtype=torch.int64), None, print, Target(backend="reference"))
+    result = compare(network, tmp_path / "n.nir", x, torch.zeros(8, dtype=torch.int64), None, print, RunOn(backend="reference"))
     assert result["spikes_equal"]
     assert result["output_error"] < 1e-9
     assert result["spikes"] > 200
-    fixed = Target(backend="reference", precision="fixed")
+    fixed = RunOn(backend="reference", precision="fixed")
     report = compare(network, tmp_path / "n.nir", x, torch.zeros(8, dtype=torch.int64), None, print, fixed)
     assert report["agreement"] >= 75
     assert [layer["name"] for layer in report["quantization"]] == ["a", "b", "out"]
@@ -205,7 +205,7 @@ def test_spikes_past_the_end_of_a_sequence_are_not_compared(tmp_path: Path) -> N
     network = SpikingNetwork(layers, Frames(), (3,)).eval()
     export(network, tmp_path / "net.nir", {})
     x = Sequences.of([torch.rand(length, 3) for length in (2, 7, 1)])
-    target = Target(backend="reference")
+    target = RunOn(backend="reference")
     result = compare(network, tmp_path / "net.nir", x, torch.zeros(3, dtype=torch.int64), None, print, target)
     assert result["spikes_equal"]
     assert result["spikes"] > 0

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from spikeprop_hardware import Simulator, quantize
+from spikeprop_hardware.grids import mantissas
 from torch import nn
 
 from spikeprop import (
@@ -180,3 +182,56 @@ def test_what_layers_share_is_refused(shared: nn.Module) -> None:
     network = spiking(nn.Sequential(weights[0], neurons[0], weights[1], neurons[1], nn.Linear(5, 2)), 5)
     with pytest.raises(HardwareError, match=r"'(3|1_2)' shares"):
         find_grids(network, 1.0)
+
+
+@pytest.mark.parametrize("bits", [6, 4, 2, "ternary"])
+@pytest.mark.parametrize("per_channel", [False, True])
+def test_every_format_is_rounded_as_the_chip_has_it(bits: Any, per_channel: bool) -> None:
+    """``find_grids`` compares every number; here also the spikes, and that mantissas keep to their range."""
+    ann = CNN(input_shape=(2, 6, 6), classes=3, plan=[6, "A", 8], hidden=[])
+    network = converted(ann, IF(v_init=0.0), (2, 6, 6))
+    chip = quantize(to_nir(network), input_limit=4.0, bits=bits, per_channel=per_channel).network
+    least, most = mantissas(bits)
+    data = np.concatenate([c.matrix.data for p in chip.populations for c in p.connections])
+    assert (data.min(), data.max()) in {(least, most), (least + 1, most)}
+    assert any(isinstance(c.exponent, np.ndarray) for p in chip.populations for c in p.connections) == per_channel
+    low = [c.exponent for p in chip.populations for c in p.connections if np.min(c.exponent) < -1]
+    grids = find_grids(network, 4.0, bits=bits, per_channel=per_channel)
+    with rounded(network, grids):
+        ours, _ = record(network, grids.round_input(network, torch.rand(3, 2, 6, 6)), 8)
+        inputs = ours.pop(INPUT)
+    theirs = Simulator(chip, threads=1).run(inputs)
+    wrong = sum(int((train.astype(bool).reshape(len(train), 8, -1) != theirs.spikes[n]).sum()) for n, train in ours.items())
+    assert sum(theirs.counts.values()) > 50
+    assert wrong == 0 or (low and wrong < 50)
+
+
+def test_training_goes_on_to_the_bit_after_an_interruption() -> None:
+    """Between two searches of the scales: a resumed run must take the old ones, not those of its weights."""
+    data = [(torch.rand(8, 1, 4, 4), torch.randint(0, 3, (8,))) for _ in range(5)]
+    ann = CNN(input_shape=(1, 4, 4), classes=3, plan=[4], hidden=[])
+    start = converted(ann, IF(), (1, 4, 4))
+
+    def rule() -> QuantisedBPTT:
+        return QuantisedBPTT(timesteps=3, refresh=4, input_limit=1.0, bits=4)
+
+    def steps(network: SpikingNetwork, rule: QuantisedBPTT, optimizer: torch.optim.Optimizer, batches: Any) -> None:
+        for x, y in batches:
+            optimizer.zero_grad()
+            rule.step(network, x, y)
+            optimizer.step()
+
+    whole, parts = copy.deepcopy(start), copy.deepcopy(start)
+    steps(whole, rule(), torch.optim.SGD(whole.parameters(), lr=0.1), data)
+    first = rule()
+    steps(parts, first, torch.optim.SGD(parts.parameters(), lr=0.1), data[:2])
+    assert not torch.equal(next(parts.parameters()), next(start.parameters()))
+    again, second = copy.deepcopy(parts), rule()
+    assert set(second.state_dict()) == set(first.state_dict())  # the checkpoint's names are the same before any step
+    second.load_state_dict(first.state_dict())
+    steps(again, second, torch.optim.SGD(again.parameters(), lr=0.1), data[2:])
+    for ours, theirs in zip(again.parameters(), whole.parameters()):
+        assert torch.equal(ours, theirs)
+    forgotten = copy.deepcopy(parts)
+    steps(forgotten, rule(), torch.optim.SGD(forgotten.parameters(), lr=0.1), data[2:])
+    assert any(not torch.equal(ours, theirs) for ours, theirs in zip(forgotten.parameters(), whole.parameters()))

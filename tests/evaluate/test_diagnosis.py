@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 
 import pytest
 import torch
@@ -80,6 +81,15 @@ def test_a_channel_whose_threshold_is_far_too_high_is_silent() -> None:
     assert (row.silent, row.channels) == (3, 16)
     assert row.cause == "silence"
     assert row.clipping + row.rounding + row.unevenness + row.silence == pytest.approx(100)
+
+
+def test_the_number_of_steps_is_that_of_the_calibration(tmp_path: Path) -> None:
+    ann, x = made()
+    network = sp.convert(ann, x, sp.GradedIF(levels=4), sp.LeastError(timesteps=6))
+    assert list(sp.explain_conversion(network, ann, x).agreement) == [6]
+    sp.save(network, tmp_path / "net.safetensors")
+    assert list(sp.explain_conversion(sp.load(tmp_path / "net.safetensors"), ann, x).agreement) == [6]
+    assert list(sp.explain_conversion(sp.convert(ann, x, sp.IF(), sp.MaxActivation()), ann, x).agreement) == [4, 8]
 
 
 def test_errors_fall_with_steps_and_without_an_error_it_says_so() -> None:

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from spikeprop import CNN, IF, Digits, Direct, Latency, MaxActivation, Poisson, ResNet, convert, snn_accuracy
 from spikeprop.errors import EvaluationError
-from spikeprop.evaluate import ADD_JOULES, MAC_JOULES, ActivityMeter, ann_accuracy, count_macs, fan_out
+from spikeprop.evaluate import ADD_JOULES, MAC_JOULES, ActivityMeter, ann_accuracy, count_macs, fan_out, run_rows
 from spikeprop.snn import INPUT, Layer, SpikingNetwork, Synapse
 from spikeprop.snn.watching import WATCHED_BYTES, watched_chunk
 
@@ -85,6 +85,39 @@ def two_neurons() -> SpikingNetwork:
         "out": Layer([("hidden", Synapse([nn.Linear(1, 2, bias=False)]))], None),
     }
     return SpikingNetwork(layers, Direct(), (2,))
+
+
+def test_energy_above_the_anns_is_told_with_what_takes_less() -> None:
+    def rows(joules_4: float) -> dict[str, str]:
+        activity = {t: {"energy_joules": j, "rates": {}} for t, j in (("2", joules_4 / 2), ("4", joules_4))}
+        values = {
+            "synops": {}, "ann": {"accuracy": 91.0}, "macs": 1, "simulate": {"samples": 0}, "seconds": {}, "rates_at": 4,
+            "converted": {"accuracy": {"2": 88.0, "4": 90.0}, "activity": activity},
+            "energy_joules": {"ann": 1e-6, "snn": joules_4},
+        }  # fmt: skip
+        return dict(run_rows(values))
+
+    assert rows(1.5e-6)["more than the ANN"].startswith("1.5 times at T = 4; T = 2 takes 0.75 uJ at 88.00 %. Convert for fewer")
+    assert "no measured T takes less" in rows(3e-6)["more than the ANN"]
+    assert "more than the ANN" not in rows(0.9e-6)
+
+
+def test_rows_say_of_how_many_images_and_that_fine_tuning_made_it_worse() -> None:
+    def network(percent: float, interval: list[float]) -> dict[str, object]:
+        active = {"4": {"energy_joules": 1e-6, "bits_per_neuron": 1.0}}
+        return {"accuracy": {"4": percent}, "interval": {"4": interval}, "activity": active, "activity_images": 64, "levels": 1}
+
+    values = {
+        "images": 64, "ann": {"accuracy": 60.94, "interval": [48.69, 71.94]}, "finetuned_epochs": 3, "macs": 10,
+        "converted": network(59.38, [47.14, 70.54]), "finetuned": network(53.12, [41.07, 64.82]), "synops": {"a": 5.0},
+        "rates_at": 4, "energy_joules": {"ann": 2e-6, "snn": 1e-6}, "simulate": {"samples": 0}, "seconds": {},
+    }  # fmt: skip
+    rows = dict(run_rows(values))
+    assert rows["ANN"] == "60.94 % (48.69 to 71.94) of 64 test images"
+    assert rows["fine-tuned, T = 4"] == "53.12 % (41.07 to 64.82), 1 bits a neuron"
+    assert rows["fine-tuning"].startswith("6.26 points below the converted network at T = 4, which may be chance (the intervals")
+    assert rows["MACs (ANN) / SynOps (SNN) an image"] == "10 / 5 (mean of 64)"
+    assert "fine-tuning" not in dict(run_rows({**values, "finetuned": network(59.4, [47.0, 70.0])}))
 
 
 def test_rates_synops_and_energy_by_hand() -> None:

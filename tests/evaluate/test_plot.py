@@ -8,12 +8,26 @@ from typing import Any
 import pytest
 import torch
 from matplotlib import pyplot
-from torch import Tensor
+from torch import Tensor, nn
 
-from spikeprop import CNN, IF, History, MaxActivation, SignedIF, SpikingNetwork, convert, explain_conversion, plot
+from spikeprop import (
+    CNN,
+    IF,
+    GradedIF,
+    History,
+    MaxActivation,
+    SignedIF,
+    SpikingNetwork,
+    convert,
+    explain_conversion,
+    plot,
+    spiking,
+)
 from spikeprop.convert import activation_scales, relu_activations, uncalibrated
 from spikeprop.errors import DataError
 from spikeprop.evaluate import conversion_error
+from spikeprop.report.raster import potentials
+from spikeprop.snn import SpikeRecording
 
 
 @pytest.fixture(autouse=True)
@@ -70,6 +84,35 @@ def test_membrane_shows_potential_threshold_and_spikes(small: tuple[CNN, Spiking
         plot.membrane(network.record(x[:2], 2))
 
 
+def test_the_threshold_shown_is_the_potential_above_which_a_graded_neuron_fires() -> None:
+    """One neuron, driven by less and by more than each level: it sends k above k thresholds, and no table differs."""
+    graded = GradedIF(levels=2, v_threshold=2.0, v_init=0.0)
+    network = spiking(nn.Sequential(nn.Linear(1, 1, bias=False), graded, nn.Linear(1, 1)), input_shape=(1,))
+    with torch.no_grad():
+        next(network.parameters()).fill_(1.0)
+    (name, neuron), *_ = network.neurons().items()
+    for current, payload in ((0.99, 0), (1.01, 1), (2.01, 2), (3.01, 3), (9.0, 3)):
+        seen = network.record(torch.tensor([[current]]), 1, membranes=True)
+        assert seen.spikes[name].flatten().tolist() == [payload]
+        theta = float(seen.thresholds[name])
+        assert theta == 1.0
+    (row,) = [row for row in network.summary().layers if row.name == name]
+    assert row.threshold == (theta, theta)
+    assert points(plot.thresholds(network))[0][0] == theta
+    ax: Any = plot.membrane(seen, layer=name)
+    assert [line.get_ydata()[0] for line in ax.get_lines() if line.get_linestyle() in ("--", ":")] == [1.0, 3.0]
+    assert [text.get_text() for text in ax.texts] == ["3"]
+    (shown,) = potentials(network, torch.tensor([9.0]), 1)
+    assert (shown["threshold"], shown["spikes"]) == (1.0, [[0, 3]])
+    assert neuron.v_threshold == 2.0
+
+
+def test_a_recording_has_no_negative_zero() -> None:
+    recording = SpikeRecording()
+    recording("a", torch.tensor([[-0.0, 1.0]]))
+    assert not recording.spikes["a"].signbit().any()
+
+
 def test_rates_are_those_recorded_and_those_of_a_summary(small: tuple[CNN, SpikingNetwork, Tensor]) -> None:
     _, network, x = small
     seen = network.record(x, 5)
@@ -97,6 +140,11 @@ def test_accuracy_has_a_curve_a_label_and_the_anns_line() -> None:
     assert points(ax)[:3] == [(4, 90), (8, 91), (4, 92)]
     assert [text.get_text() for text in ax.get_legend().get_texts()] == ["IF", "SignedIF", "ANN"]
     assert points(plot.accuracy_vs_T({2: 50.0})) == [(2, 50)]
+    for curve, low, high in (({4: 90.0, 8: 90.4}, 85, 96), ({4: 99.6, 8: 100.0}, 90, 101.5), ({1: 0.0, 2: 0.3}, -1, 10)):
+        bottom, top = plot.accuracy_vs_T(curve).get_ylim()  # a tenth of a percent is no slope
+        assert low <= bottom < min(curve.values()) <= max(curve.values()) < top <= high
+        assert top - bottom >= 9
+    assert plot.accuracy_vs_T({1: 10.0, 8: 90.0}).get_ylim()[0] < 10 < 90 < plot.accuracy_vs_T({1: 10.0, 8: 90.0}).get_ylim()[1]
     for wrong in ({}, [90.0], {"IF": 90.0}, {"IF": {}}):
         with pytest.raises(DataError, match="snn_accuracy"):
             plot.accuracy_vs_T(wrong if wrong != {"IF": 90.0} else {"IF": "x"})  # type: ignore[arg-type]

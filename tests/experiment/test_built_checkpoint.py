@@ -9,14 +9,18 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, Dataset, Subset
+from torchvision import transforms
 
 import spikeprop
 from spikeprop import IF, GradedIF, Integrator, SignedIF, TemporalBatchNorm, Triangle, spiking
-from spikeprop.errors import CheckpointError
+from spikeprop.errors import CheckpointError, SimulationError
 from spikeprop.experiment.network_checkpoint import load_network
 from spikeprop.learn import load_checkpoint
 from spikeprop.learn.checkpoint import save_checkpoint
 from spikeprop.snn import LayerDynamics, NeuronState, SpikingMaxPool
+from spikeprop.snn.described_call import call_again
 from tests.convert.test_building import KINDS, Residual
 
 
@@ -48,7 +52,7 @@ def test_round_trip_is_the_same_network(kind: type[nn.Module], shape: tuple[int,
     x = 2 * torch.randn(3, *shape).double()
     with torch.no_grad():
         assert torch.equal(network.eval()(x, 3), again(x, 3))
-    assert str(again) == str(network)
+    assert str(again.layers) == str(network.layers)
     assert [p.requires_grad for p in again.parameters()] == [p.requires_grad for p in network.parameters()]
 
 
@@ -57,6 +61,44 @@ def test_what_is_shared_stays_shared(tmp_path: Path) -> None:
     again = spikeprop.load(tmp_path / "net.safetensors")
     assert again._layer("again").neuron is again._layer("again_2").neuron
     assert sum(p.numel() for p in again.parameters()) == sum(p.numel() for p in Residual().parameters())
+
+
+class Attending(nn.Module):
+    """Attention with a causal mask, a layer norm, and functions with constants of several kinds."""
+
+    gains: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.norm = nn.Linear(4, 8), nn.LayerNorm(8)
+        self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
+        self.hidden, self.out = nn.Linear(8, 8), nn.Linear(8, 3)
+        self.register_buffer("mask", torch.ones(5, 5, dtype=torch.bool).triu(1))
+        self.register_buffer("gains", torch.rand(5, 8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.embed(x)
+        x = self.norm(x + self.attention(x, x, x, attn_mask=self.mask, need_weights=False)[0])
+        x = x + F.gelu(self.hidden(x), approximate="tanh") * torch.pow(self.gains + x.sigmoid(), 2)
+        return self.out(x.mean(1))
+
+
+def test_attention_and_functions_are_saved(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(12, 5, 4)
+    network = spikeprop.convert(Attending().eval(), x, timesteps=4)
+    spikeprop.save(network, tmp_path / "net.safetensors")
+    again = spikeprop.load(tmp_path / "net.safetensors")
+    with torch.no_grad():
+        assert torch.equal(network(x, 4), again(x, 4))
+
+
+@pytest.mark.parametrize("name", ["torch.load", "torch.hub.load", "os.system", "numpy", "__class__"])
+def test_function_that_a_file_names_is_one_of_the_list(name: str) -> None:
+    call = {"args": [{"operand": 0}], "kwargs": {}, "forms": [[0, 1, 1]], "form": [0, 1, 1], "changes": False}
+    for target in ({"function": name}, {"method": name}):
+        with pytest.raises(SimulationError, match="which a description does not know"):
+            call_again({**call, "target": target}, lambda _: nn.Identity())
 
 
 class Several(nn.Module):
@@ -84,7 +126,29 @@ def test_structure_of_several_outputs_is_kept(tmp_path: Path) -> None:
     assert torch.equal(found["rest"][0], given["rest"][0])
     assert isinstance(found["rest"][1], tuple)
     assert torch.equal(found["rest"][1][0], given["rest"][1][0])
-    assert again.notes == ["trained for T = 5"]
+    assert again.notes == ["made for T = 5"]
+
+
+class Photographs(Dataset[Any]):
+    """As torchvision's ImageFolder keeps its transform."""
+
+    root = "photos"
+    transform = transforms.Compose([transforms.ToTensor(), transforms.Normalize((0.5, 0.4, 0.3), (0.2, 0.2, 0.2))])
+
+    def __len__(self) -> int:
+        return 2
+
+
+def test_data_and_steps_that_a_file_cannot_name_are_refused_with_what_to_pass(tmp_path: Path) -> None:
+    network = spiking(nn.Sequential(nn.Linear(2, 2), IF(), nn.Linear(2, 2)), input_shape=(2,))
+    file, photographs = tmp_path / "net.safetensors", Photographs()
+    for data in (photographs, DataLoader(photographs), DataLoader(Subset(photographs, [0]))):
+        with pytest.raises(CheckpointError, match=r"ImageFolder\(root='photos', mean=\[0.5, 0.4, 0.3\], std=\[0.2, 0.2, 0.2\]"):
+            spikeprop.save(network, file, data=data)  # type: ignore[arg-type]
+    for steps in (0, 4.0, True):
+        with pytest.raises(CheckpointError, match="give a whole number of at least 1"):
+            spikeprop.save(network, file, timesteps=steps)  # type: ignore[arg-type]
+    assert not file.exists()
 
 
 def test_what_is_no_spiking_network_or_no_safetensors_is_refused(tmp_path: Path) -> None:

@@ -19,6 +19,8 @@ from spikeprop import CNN, IF, Poisson
 from spikeprop.cli import main
 from spikeprop.convert import to_spiking
 from spikeprop.data import ImageNet
+from spikeprop.evaluate import Journal
+from spikeprop.experiment.evaluation import _own_folder
 from spikeprop.learn import save_checkpoint
 from tests.conftest import need
 from tests.forked import Program, ranks
@@ -155,6 +157,19 @@ def test_other_settings_are_refused_and_named(run: Path, photographs: Path, whol
         assert f"holds another evaluation ({says}" in result.output
         assert "--restart" in result.output
     assert before == stamps(whole)
+
+
+def test_an_evaluation_with_other_options_has_a_folder_of_its_own(tmp_path: Path) -> None:
+    whole, few = ({"checkpoint": "a", "limit": limit} for limit in (None, 10))
+    folder = tmp_path / "ann"
+    assert _own_folder(folder, few, False) == folder
+    for settings, name in ((whole, "ann"), (few, "ann-2"), (whole, "ann"), (few, "ann-2")):
+        found = _own_folder(folder, settings, False)
+        assert found.name == name
+        Journal(found, settings).open({})
+    assert _own_folder(folder, few, True).name == "ann-2"
+    assert _own_folder(folder, {**few, "limit": 5}, True) == folder  # to begin again is to delete
+    assert _own_folder(folder, {**few, "checkpoint": "b"}, False) == folder  # is refused there
 
 
 def test_restart_deletes_the_folders_predictions(run: Path, photographs: Path, tmp_path: Path) -> None:

@@ -9,11 +9,10 @@ import pytest
 import torch
 from torch import nn
 
-from spikeprop import CNN, IF, Direct
-from spikeprop.convert import to_spiking
 from spikeprop.data import Digits
 from spikeprop.errors import RecipeError
-from spikeprop.experiment.stages import training
+from spikeprop.experiment.stages import finetuning, training
+from spikeprop.learn import CrossEntropy
 from spikeprop.recipe import load_recipe
 
 
@@ -24,14 +23,12 @@ def run(precision: str, notes: list[str]) -> Any:
 
 
 @pytest.mark.parametrize("fast", [True, False])
-def test_bfloat16_on_the_cpu_is_for_anns_where_it_is_faster(monkeypatch: pytest.MonkeyPatch, fast: bool) -> None:
+def test_bfloat16_on_the_cpu_is_taken_where_it_is_faster(monkeypatch: pytest.MonkeyPatch, fast: bool) -> None:
     monkeypatch.setattr(training, "cpu_multiplies_bfloat16", lambda: fast)
     notes: list[str] = []
-    assert training._autocast(run("bfloat16", notes), nn.Linear(2, 2)) == (torch.bfloat16 if fast else None)
+    assert training._autocast(run("bfloat16", notes)) == (torch.bfloat16 if fast else None)
     assert [("neither AVX-512 BF16 nor AMX; training in float32" in note) for note in notes] == [True] * (not fast)
-    ann = CNN(input_shape=(1, 4, 4), classes=2, plan=[2])
-    assert training._autocast(run("bfloat16", notes), to_spiking(ann, IF, Direct(), (1, 4, 4))) is None
-    assert training._autocast(run("float32", notes), nn.Linear(2, 2)) is None
+    assert training._autocast(run("float32", notes)) is None
 
 
 def test_incomplete_batches_are_left_out_where_the_recipe_says_so() -> None:
@@ -45,3 +42,14 @@ def test_incomplete_batches_are_left_out_where_the_recipe_says_so() -> None:
 def test_memory_format_is_for_anns() -> None:
     with pytest.raises(RecipeError, match="memory_format is for ANNs"):
         load_recipe("digits_snn_direct", ["train.memory_format=channels_last"])
+
+
+def test_the_ann_of_a_run_teaches_its_fine_tuning_where_the_loss_asks() -> None:
+    def rule(*overrides: str) -> Any:
+        experiment: Any = load_recipe("digits_cnn_stdb", overrides).experiment
+        run: Any = SimpleNamespace(settings=experiment, device=torch.device("cpu"), load={"ann": ann}.__getitem__)
+        return finetuning._rule(run)
+
+    ann = nn.Conv2d(1, 2, 3)
+    assert rule("finetune.rule={use: BPTT, loss: Distillation}").loss.teacher is ann
+    assert isinstance(rule().loss, CrossEntropy)

@@ -9,9 +9,10 @@ import nir
 import numpy as np
 import pytest
 import torch
+from scipy import sparse
 from spikeprop_hardware import HardwareError, Quantized, SimulationResult, Simulator, quantize, simulate
 from spikeprop_hardware.acceptance import dropped
-from spikeprop_hardware.grids import WeightErrors
+from spikeprop_hardware.grids import WeightErrors, _counted
 from spikeprop_hardware.kernels import add_shifted_numpy
 from spikeprop_hardware.network import Connection, lay_out
 from spikeprop_hardware.room import MOST_ROOM, readout_room
@@ -332,3 +333,15 @@ def test_what_a_shift_down_drops_is_counted_as_the_kernels_drop_it(exponent: int
     current = np.zeros_like(sums)
     add_shifted_numpy(sums, exponent, current)
     assert dropped(exponent) == pytest.approx(float((sums * 2.0 ** (exponent + 1) - current).mean()))
+
+
+def test_equal_rows_are_counted_as_often_as_they_are_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(0)
+    kinds = [rng.integers(-50, 50, 20 + i) / 7 for i in range(5)]
+    rows = [kinds[i % 5 if i % 3 else 0] for i in range(60)]
+    ends = np.cumsum([0, *map(len, rows)])
+    matrix = sparse.csr_matrix((np.concatenate(rows), np.concatenate([np.arange(len(r)) for r in rows]), ends), shape=(60, 30))
+    wanted = np.unique(np.abs(matrix.data), return_counts=True)
+    monkeypatch.setattr("spikeprop_hardware.grids.MANY", 1)
+    for ours, theirs in zip(_counted(matrix), wanted):
+        np.testing.assert_array_equal(ours, theirs)

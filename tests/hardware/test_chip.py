@@ -8,9 +8,10 @@ import nir
 import numpy as np
 import pytest
 from spikeprop_hardware import HardwareError
-from spikeprop_hardware.chip import SYNOP_JOULES, UPDATE_JOULES, Chip, activity, budget, energy_joules
+from spikeprop_hardware.chip import SYNOP_JOULES, UPDATE_JOULES, activity, budget, energy_joules
 from spikeprop_hardware.network import ChipNetwork, lay_out
 from spikeprop_hardware.quantization import quantize_network
+from spikeprop_hardware.targets import Loihi2
 
 from spikeprop.deploy import to_nir
 from tests.hardware.random_networks import KINDS, random_network, simulate_in_torch
@@ -44,13 +45,13 @@ def test_counts_by_hand() -> None:
 
 
 def test_a_layer_is_split_where_a_core_is_full() -> None:
-    by_number = budget(conv_then_dense(), Chip(neurons_per_core=10))
+    by_number = budget(conv_then_dense(), Loihi2(neurons_per_core=10))
     assert [layer.cores for layer in by_number.layers] == [4, 1]
     assert by_number.layers[0].bound == "neurons"
     # rows 0 to 2 of the first channel read all but the last row; the fourth core holds the second channel's last two neurons
     assert by_number.layers[0].axons_per_core == 16
     memory = by_number.layers[0].bytes // 2 + 1
-    by_memory = budget(conv_then_dense(), Chip(bytes_per_core=memory, cores=1))
+    by_memory = budget(conv_then_dense(), Loihi2(bytes_per_core=memory, cores=1))
     assert [layer.cores for layer in by_memory.layers] == [2, 1]
     assert by_memory.layers[0].bound == "memory"
     assert by_memory.layers[0].axons == 2 * 16  # each core holds one channel, which reads every pixel
@@ -64,15 +65,15 @@ def test_what_cannot_be_placed_is_explained() -> None:
     assert skip > 0
     for chip, says in (
         (
-            Chip(bytes_per_core=40),
+            Loihi2(bytes_per_core=40),
             "layer 'out.*' has neurons with 32 synapses, 44 bytes, and a core holds 40; reduce what it reads",
         ),
-        (Chip(bytes_per_core=150, cores=1, chips=2), "needs .* chips, and the largest system has 2; layer 'a' alone takes"),
+        (Loihi2(bytes_per_core=150, cores=1, chips=2), "needs .* chips, and the largest system has 2; layer 'a' alone takes"),
     ):
         problems = budget(conv_then_dense(), chip).problems
         assert len(problems) == 1
         assert re.search(says, problems[0]), problems
-    (problem,) = budget(plan, Chip(delay=skip - 1)).problems
+    (problem,) = budget(plan, Loihi2(delay=skip - 1)).problems
     assert f"layer 'sum' delays spikes of 'c0' by {skip} steps, and a synapse delays them by at most {skip - 1}" in problem
 
 

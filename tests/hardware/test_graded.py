@@ -16,12 +16,13 @@ import numpy as np
 import pytest
 import torch
 from spikeprop_hardware import HardwareError, Recording, kernels, quantize, simulate
-from spikeprop_hardware.chip import Chip, activity, budget, energy_joules
+from spikeprop_hardware.chip import activity, budget, energy_joules
 from spikeprop_hardware.graph import GradedIF as GradedNode
 from spikeprop_hardware.graph import SpikingMaxPool2d
 from spikeprop_hardware.network import lay_out
 from spikeprop_hardware.netx import quantize_for_netx
 from spikeprop_hardware.reference import Simulator
+from spikeprop_hardware.targets import Loihi2
 from torch import nn
 
 from spikeprop import IF, GradedIF, SignedIF
@@ -232,4 +233,4 @@ def test_the_budget_says_what_graded_spikes_take() -> None:
     graph: Any = graph_of(GradedNode(ONES, 3, 0.5), pool)
     (problem,) = budget(lay_out(graph)).problems
     assert "pools windows of 9 places, and a neuron can distinguish 4 where spikes have 4 bits" in problem
-    assert budget(lay_out(graph), Chip(places=33)).problems == []
+    assert budget(lay_out(graph), Loihi2(places=33)).problems == []

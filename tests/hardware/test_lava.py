@@ -181,7 +181,7 @@ def test_a_broken_environment_is_made_again_and_a_complete_one_is_not(
     made: list[str] = []
     told: list[str] = []
 
-    def make(command: list[str], problem: str) -> None:
+    def make(command: list[str]) -> None:
         made.append("venv" if "venv" in command else "pip")
         if "venv" in command:
             (Path(command[-1]) / "bin").mkdir(parents=True)  # fails where the old one was not cleared away
@@ -213,7 +213,7 @@ def test_a_broken_environment_is_made_again_and_a_complete_one_is_not(
 def test_two_processes_at_once_make_the_environment_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     both, made, told, found = threading.Barrier(2), [], [], []
 
-    def make(command: list[str], problem: str) -> None:
+    def make(command: list[str]) -> None:
         if "venv" in command:
             made.append(command[-1])
             (Path(command[-1]) / "bin").mkdir(parents=True)  # fails if another is making it

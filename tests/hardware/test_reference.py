@@ -129,3 +129,19 @@ def test_a_broadcast_input_is_a_constant_one() -> None:
     assert told[-1] == (20, 20)
     lean = simulator.run(constant, record=False)
     assert (lean.spikes, lean.membranes, lean.counts) == ({}, {}, ours.counts)
+
+
+@pytest.mark.parametrize("levels", [0, 2])
+def test_layers_one_after_the_other_compute_what_steps_do(levels: int) -> None:
+    """Where nothing is fed back, a layer runs through all steps before the next begins; of input that stays or changes."""
+    for seed in range(len(KINDS)):
+        network, inputs = random_network(seed, real=True, levels=levels)
+        given = np.broadcast_to(inputs[:, :1], inputs.shape) if seed % 2 else inputs
+        made = quantize(to_nir(network), input_limit=float(np.abs(inputs).max()), per_channel=seed % 3 == 0).network
+        simulator = Simulator(made, threads=1)
+        assert simulator.in_turn == kernels.NUMBA
+        ours, theirs = simulator.run(given), simulator.run(given, membranes=True)  # potentials are kept step by step
+        assert (ours.counts, ours.clipped) == (theirs.counts, theirs.clipped)
+        np.testing.assert_array_equal(ours.output, theirs.output)
+        for name, train in ours.spikes.items():
+            np.testing.assert_array_equal(train, theirs.spikes[name])

@@ -16,7 +16,7 @@ from torch.func import grad, hessian, jacfwd, jacrev, vmap
 from spikeprop.errors import RankError, RecipeError
 from spikeprop.experiment.context import Context
 from spikeprop.experiment.run_folder import RunFolder
-from spikeprop.plugins.matrix_decompositions import least_squares, lq, pivoted_qr, qr
+from spikeprop.plugins.matrix_decompositions import least_squares, lq, minimum_norm, pivoted_qr, qr
 from spikeprop.recipe import load_recipe
 
 # torch warns about its own torch.jit.script at the first use of forward mode
@@ -170,7 +170,7 @@ def test_compiles_without_a_break_and_keeps_forward_mode_right() -> None:
     with_break = compiled(lambda x: torch.func.jvp(losses, (x,), (x,))[1], fullgraph=False)
     torch.testing.assert_close(with_break(a), (expected * a).sum())
     with pytest.raises(RankError, match="column 1 of matrix 2"):
-        compiled(lambda x: qr(x).R)(_dependent(a))
+        compiled(lambda x: qr(x).R)(_dependent(a).requires_grad_())
 
 
 def test_operators_pass_opcheck() -> None:
@@ -193,19 +193,81 @@ def _dependent(a: Tensor) -> Tensor:
 
 def test_rank_deficiency_names_the_column_and_the_bound() -> None:
     a = _dependent(matrix("square", batch=(2,)))
-    with pytest.raises(RankError, match=r"qr: column 1 of matrix 1 depends on .* \|R\[1, 1\]\| = .* <= .* max\(m, n\)"):
-        qr(a)
+    wanted = a.clone().requires_grad_()
+    with pytest.raises(RankError, match=r"qr: column 1 of matrix 1 depends on .* \|R\[1, 1\]\| = .* <= .* 10 sqrt\(rows\)"):
+        qr(wanted)
     with pytest.raises(RankError, match=r"the rank of matrix 1 is 2 of 3, column 0 depends on the pivots before it"):
-        pivoted_qr(a)
+        pivoted_qr(wanted)
+    with pytest.raises(RankError, match="column 1 of matrix 1 depends"):
+        jacfwd(lambda x: qr(x).R)(a)
+    with pytest.raises(RankError, match="least_squares: column 1 of matrix 1 depends"):
+        least_squares(a, a[..., 0])  # its solution needs the rank too, not only its derivative
     with pytest.raises(RankError, match="column 1 of matrix 1 depends"):
         vmap(grad(lambda x: qr(x).R.sum()))(a)
     q, r = qr(a, check=False)
     torch.testing.assert_close(q @ r, a)
-    with pytest.raises(RankError, match="row 1 of matrix 1"):
-        lq(a.mT)
+    with pytest.raises(RankError, match=r"row 1 of matrix 1 .* 10 sqrt\(columns\)"):
+        lq(wanted.mT)
     for function in (qr, pivoted_qr, lq):
         with pytest.raises(RankError, match="not finite"):
-            function(torch.full((2, 2), float("nan")))
+            function(torch.full((2, 2), float("nan"), requires_grad=True))
+        function(torch.zeros(2, 2))  # nobody wants a derivative
+        with torch.no_grad():
+            function(torch.zeros(2, 2, requires_grad=True))
+
+
+def test_columns_of_any_scale_have_full_rank() -> None:
+    """QR does not change with the scale of a column, so the bound is relative to each column's own norm."""
+    g = torch.Generator().manual_seed(0)
+    tall = torch.randn(20_000, 3, generator=g)
+    for a in (
+        torch.ones(2_000_000, 1),
+        tall * torch.tensor([1.0, 1.0, 5e-3]),
+        torch.randn(6, 3, dtype=torch.float64, generator=g) * torch.tensor([1, 1e-10, 1e-20], dtype=torch.float64),
+    ):
+        assert (qr(a.requires_grad_()).R.diagonal() != 0).all()
+    tall[:, 2] = tall[:, 0] - 3 * tall[:, 1]
+    with pytest.raises(RankError, match="column 2 depends"):
+        qr((tall * torch.tensor([1.0, 1.0, 1e-6])).requires_grad_())
+
+
+def test_a_member_without_cotangent_has_a_zero_gradient() -> None:
+    a = matrix("square", batch=(3,))
+    a[1] = 0
+    a.requires_grad_()
+    for function in (qr, lq, pivoted_qr):
+        found = function(a, check=False)
+        g = torch.autograd.grad(found[0][0].sum() + found[1][2].sum(), a, create_graph=True)[0]
+        expected = torch.zeros_like(a)
+        for i, output in ((0, 0), (2, 1)):
+            expected[i] = torch.autograd.grad(function(a[i])[output].sum(), a)[0][i]
+        torch.testing.assert_close(g.detach(), expected)
+        assert torch.autograd.grad(g.square().sum(), a)[0].isfinite().all()
+
+
+def test_empty_matrices_and_batches_are_torchs() -> None:
+    for function, shape in product((qr, lq, pivoted_qr), ((0, 3), (3, 0), (0, 3, 2), (2, 0, 3))):
+        a = torch.randn(shape, requires_grad=True)
+        found = function(a)
+        sum(x.sum() for x in found[:2]).backward()
+        assert a.grad is not None
+        assert a.grad.shape == a.shape
+        if function is not lq:
+            assert [x.shape for x in found[:2]] == [x.shape for x in torch.linalg.qr(a)]
+
+
+@pytest.mark.filterwarnings("ignore:Attempted to insert a get_attr Node")  # torch's own, for any operator while linearising
+def test_autocast_and_linearize() -> None:
+    """Under autocast in float32, as torch's own, also the backward pass; a linearised function has the tangents of jvp."""
+    x, t = torch.randn(2, 4, 3, generator=torch.Generator().manual_seed(0))
+    plain = torch.autograd.grad(losses(x.requires_grad_()), x)[0]
+    with torch.autocast("cpu"):
+        assert qr(x.bfloat16()).Q.dtype == lq(A=x.bfloat16()).Q.dtype == torch.linalg.qr(x.bfloat16())[0].dtype == torch.float32
+        torch.testing.assert_close(torch.autograd.grad(losses(x), x)[0], plain, rtol=0, atol=0)
+    x = x.detach()
+    for function in (qr, lq, pivoted_qr):
+        _, linear = torch.func.linearize(lambda x, f=function: f(x)[1], x)
+        torch.testing.assert_close(linear(t), torch.func.jvp(lambda x, f=function: f(x)[1], (x,), (t,))[1])
 
 
 def test_pivots_need_only_full_rank() -> None:
@@ -237,7 +299,9 @@ def test_invalid_arguments_are_refused() -> None:
         (lambda: qr(a.half()), r"qr: A is torch\.float16; .*convert"),
         (lambda: lq(a.long()), r"lq: A is torch\.int64"),
         (lambda: qr(a[0]), r"qr: A has shape \(2,\); it must be \(\.\.\., m, n\)"),
-        (lambda: pivoted_qr(a[:0]), r"pivoted_qr: A has shape \(0, 2\)"),
+        (lambda: pivoted_qr(a[0]), r"pivoted_qr: A has shape \(2,\)"),
+        (lambda: minimum_norm(a[None], a[None, :, :1]), "minimum_norm: A has shape .* ranks differ in a batch"),
+        (lambda: minimum_norm(a / 0, a), "minimum_norm: A is not finite"),
         (lambda: qr(a, "full"), "qr: mode is 'full'; use reduced, complete or r"),  # type: ignore[arg-type]
         (lambda: lq(a, "r"), "lq: mode is 'r'; use reduced, complete or l"),  # type: ignore[arg-type]
         (lambda: qr(a, null_space="yes"), "null_space is 'yes'; use refuse, checked, invariant"),  # type: ignore[arg-type]
@@ -261,6 +325,24 @@ def test_least_squares_solves_both_ways_with_both_derivatives() -> None:
             assert gradcheck(least_squares, inputs, check_forward_ad=True, fast_mode=True)
             assert gradgradcheck(least_squares, inputs, fast_mode=True)
             a = a.detach()
+
+
+def test_the_smallest_least_squares_solution_of_any_rank() -> None:
+    """Equal to the pseudo-inverse, with both derivatives along matrices of the same rank, and its gradient everywhere."""
+    draws = torch.Generator().manual_seed(0)
+    for kind, (m, n, rank) in zip([*TYPES.values()] * 2, ((4, 3, 2), (2, 3, 1), (2, 3, 1), (3, 3, 0))):
+        left, right = (torch.randn(s, dtype=kind, generator=draws).requires_grad_() for s in ((m, rank), (rank, n)))
+        b = torch.randn(m, 2, dtype=kind, generator=draws).requires_grad_()
+        a = (left @ right).detach().requires_grad_()
+        torch.testing.assert_close(minimum_norm(a, b), torch.linalg.pinv(a) @ b)
+        torch.testing.assert_close(minimum_norm(a, b[:, 0]), torch.linalg.pinv(a) @ b[:, 0])
+        if not rank:
+            continue
+        ours, theirs = (torch.autograd.grad(x.abs().sum(), a)[0] for x in (minimum_norm(a, b), torch.linalg.pinv(a) @ b))
+        torch.testing.assert_close(ours, theirs)
+        inputs, solve = (left, right, b), lambda left, right, b: minimum_norm(left @ right, b, rtol=1e-9)
+        assert gradcheck(solve, inputs, fast_mode=True)
+        assert gradgradcheck(solve, inputs, fast_mode=True)
 
 
 def test_experiment_reports_accuracy_and_float32_gradient_errors(tmp_path: Path) -> None:

@@ -55,7 +55,14 @@ def test_a_short_recipe_runs_and_its_stored_recipe_gives_the_same_network(tmp_pa
     assert chosen["why"].startswith("chosen for T = 4")
     assert report["timesteps"] == 4
     assert report["finetuned_epochs"] == 0
+    assert "finetuned" not in report  # nothing is called what it is not
+    assert "finetune" not in report["seconds"]
+    assert {file.stem for file in folder.glob("*.safetensors")} == {"ann", "converted"}
+    why, made = sp.load(folder).notes
+    assert why == chosen["why"]
+    assert made.startswith("calibrated for T = 4, data = Digits, mean = 0.0, std = 1.0")
     assert report["simulate"] == {"samples": 0}
+    assert str(folder / "converted.safetensors") in CliRunner().invoke(main, ["eval", str(folder), "--limit", "4"]).output
     measured = CliRunner().invoke(main, ["eval", str(folder), "--timesteps", "2,4"]).output
     assert [line.endswith(", calibrated for T = 4") for line in measured.splitlines() if "T = " in line] == [True, False]
     stored = load_recipe(str(folder / "recipe.yaml"))

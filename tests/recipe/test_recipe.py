@@ -37,7 +37,7 @@ def test_the_papers_table_is_there() -> None:
     rows = {f"cifar10_{n}" for n in ("vgg5", "vgg9", "vgg16", "resnet8", "resnet20")}
     rows |= {"cifar100_vgg11", "imagenet_vgg16", "imagenet_resnet34", "digits_mlp", "digits_cnn", "fashion_mnist_cnn"}
     others = {f"{ann}_{method}" for ann in ("fashion_mnist_cnn", "cifar10_vgg16") for method in ("qcfs", "diet")}
-    others |= {f"cifar10_fast_{method}" for method in ("stdb", "qcfs", "diet", "graded", "signed")}
+    others |= {f"cifar10_fast_{method}" for method in ("stdb", "qcfs", "diet", "graded", "signed", "ar")}
     others |= {
         "cifar10_resnet20_light",
         "cifar10_resnet20_signed",

@@ -18,7 +18,9 @@ from spikeprop.cli import main
 from spikeprop.experiment.run_record import RunRecord
 from spikeprop.report import document
 from spikeprop.report.axes import axis, short, spaced, ticks
+from spikeprop.report.charts import WIDTH, Line, line_chart
 from spikeprop.report.comparison import _steps_and_bits
+from spikeprop.report.heatmaps import raster_map
 
 RESULTS = Path(__file__).parent.parent.parent / "results"
 FIGURES = ["accuracy-steps", "accuracy-synops", "accuracy-energy", "training-ann-loss", "training-ann-accuracy",
@@ -73,6 +75,41 @@ def test_graded_spikes_have_their_levels_and_bits_beside_accuracy() -> None:
     assert _steps_and_bits(graded, 4) == ("4 x 3 levels", "7.2")
     assert _steps_and_bits({"activity": {"8": {"bits_per_neuron": 2.0}}}, 8) == ("8", "2")
     assert _steps_and_bits({"activity": None}, 8) == ("8", "-")  # of an older version
+
+
+def test_the_name_of_the_last_point_stays_within_the_picture() -> None:
+    line = Line("a", [(1.0, 1.0), (10.0, 2.0)], names={1.0: "T = 1 x 2 levels", 10.0: "T = 16 x 2 levels"})
+    found = re.findall(r'<text x="([\d.]+)"[^>]*>(T = [^<]*)</text>', line_chart("c", [line], "x", "y", log=True))
+    assert [name for _, name in found] == ["T = 1 x 2 levels", "T = 16 x 2 levels"]
+    assert all(float(x) + 5.5 * len(name) < WIDTH for x, name in found)
+
+
+def test_payloads_of_spikes_are_told_apart() -> None:
+    layer = {"name": "a", "neurons": 2, "chosen": [0, 1], "spikes": [[0, 0, 1], [1, 1, 3], [0, 2, -2]]}
+    drawn = raster_map("r", [layer], 4)
+    found = {payload: re.search(rf"<path[^>]*><title>payload {payload}</title>", drawn) for payload in (3, 1, -2)}
+    shown = {payload: match[0] if match else "" for payload, match in found.items()}
+    assert all(shown.values())
+    assert 'stroke-opacity="0.50"' in shown[1]
+    assert "stroke-opacity" not in shown[3]
+    assert 'class="spike back"' in shown[-2]
+
+
+def test_a_run_without_training_has_no_section_on_it_and_names_what_simulated_it(page_run: Path) -> None:
+    run = RunRecord.read(page_run)
+    assert run.report
+    untrained = {**run.settings, "train": {"epochs": 0}, "finetune": {"epochs": 0}}
+    simulated = {"samples": 2, "backend": "reference", "spikes_equal": True, "agreement": 100.0, "timesteps": 8, "spikes": 5,
+                 "output_error": 0.0, "mismatches": {"a": 0}}  # fmt: skip
+    report = {**run.report, "simulate": simulated}
+    shown = document([RunRecord(run.path, {**run.about, "recipe": untrained}, run.stages, report, [])], [{"missing": {}}])
+    assert "Training" not in re.sub(r"<script.*|<style.*?</style>", "", shown, flags=re.DOTALL)
+    assert "Simulator against PyTorch" in shown
+    assert "Lava against PyTorch" not in shown
+    assert f"of {report['images']} test images; 95 % intervals: ANN " in shown
+    layers = re.search(r"Layers at T = 8.*?</table>", shown, re.DOTALL)
+    assert layers
+    assert all(f'<th scope="row">{name}</th>' in layers[0] for name in ("input", "all"))
 
 
 def test_page_opens_without_console_messages_and_loads_nothing(opened: Opened, file: Path) -> None:

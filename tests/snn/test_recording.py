@@ -37,6 +37,12 @@ def test_potentials_obey_the_neurons_equation(converted: tuple[SpikingNetwork, T
         assert torch.equal(spikes_TB, (before_TB + current_TB > theta).float())
 
 
+def test_a_printed_network_is_one_line_and_its_notes(converted: tuple[SpikingNetwork, Tensor]) -> None:
+    network, _ = converted
+    assert str(network) == "SpikingNetwork(input (1, 4, 4); 3 layers; IF; 163 parameters; layers: .summary())"
+    assert len(network.summary().layers) == 4  # the input too
+
+
 def test_recording_changes_nothing(converted: tuple[SpikingNetwork, Tensor]) -> None:
     network, x = converted
     network.train()

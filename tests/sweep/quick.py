@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import time
 from dataclasses import dataclass
 
+from spikeprop.errors import MissingDataError
 from spikeprop.evaluate import Report
 from spikeprop.experiment.context import Context
 from spikeprop.runtime.signals import stop_if_requested
@@ -30,6 +32,8 @@ class Quick:
         return report
 
     def _wait(self) -> dict[str, float]:
+        if os.environ.get("QUICK_LACKS"):
+            raise MissingDataError(f"no {os.environ['QUICK_LACKS']} on this machine")
         if self.x < 0:
             raise ValueError(f"x is {self.x}; it must not be negative")
         until = time.monotonic() + self.seconds

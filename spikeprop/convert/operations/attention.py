@@ -18,12 +18,7 @@ from spikeprop.convert.builder import Builder
 from spikeprop.convert.operations.functions import Parts, gathered, shifted, weighted
 from spikeprop.convert.trace import refuse
 from spikeprop.convert.value import Value
-from spikeprop.snn.call import BatchAxis, Call, Operand
-
-
-def scores_of(query: Tensor, key: Tensor) -> Tensor:
-    """Q K^T."""
-    return query @ key.transpose(-2, -1)
+from spikeprop.snn.call import BatchAxis, Call, Operand, scores_of
 
 
 def attended(

@@ -33,25 +33,29 @@ ACTIVITY_IMAGES = 500  # whose spikes are counted: SynOps come out within a few 
 
 
 def evaluate_networks(run: PipelineRun) -> dict[str, Any]:
-    """Evaluate ANN, converted and fine-tuned network on the test images; on other ranks than 0 the result is empty."""
+    """Evaluate ANN, converted and fine-tuned network (where there is one); on other ranks than 0 the result is empty."""
     settings, finetune = run.settings.evaluate, run.settings.finetune
     timesteps = sorted({*settings.timesteps, finetune.timesteps})
     limit = max(settings.finetuned_up_to or max(timesteps), finetune.timesteps)
-    reported = {"converted": timesteps, "finetuned": [t for t in timesteps if t <= limit]}
+    reported = {"converted": timesteps}
+    if finetune.epochs:
+        reported["finetuned"] = [t for t in timesteps if t <= limit]
     ann = run.load("ann").to(run.device)
     summaries = {"ann": _summary(run, "ann", ann, ())}
-    for network in reported if finetune.epochs else ("converted",):
-        summaries[network] = _summary(run, network, run.load_spiking(network).to(run.device), reported[network])
+    for network, steps in reported.items():
+        summaries[network] = _summary(run, network, run.load_spiking(network).to(run.device), steps)
     if run.processes.rank:
         return {}
-    summaries.setdefault("finetuned", summaries["converted"])  # without fine-tuning it is the same network
     top1 = summaries["ann"]["accuracy"]["ANN"]
-    result: dict[str, Any] = {"ann": {"accuracy": top1["top1"], "interval": top1["top1_interval"], **_of_positions(top1)}}
+    result: dict[str, Any] = {
+        "images": summaries["ann"]["images"],
+        "ann": {"accuracy": top1["top1"], "interval": top1["top1_interval"], **_of_positions(top1)},
+    }
     for network, steps in reported.items():
         result[network] = _at_steps(summaries[network], steps)
         run.context.show(network, scalars_by_steps(result[network]))
     result["conversion_error"] = _conversion_error(run, ann, timesteps)
-    macs, activity = count_macs(ann, run.data.input_shape), result["finetuned"]["activity"][str(finetune.timesteps)]
+    macs, activity = count_macs(ann, run.data.input_shape), result[run.settings.last]["activity"][str(finetune.timesteps)]
     energy = {
         "ann": macs * MAC_JOULES,
         "snn": activity["energy_joules"],

@@ -5,31 +5,41 @@ from __future__ import annotations
 import warnings
 from typing import Any
 
+import torch
+
 from spikeprop.errors import SilentNetworkWarning
 from spikeprop.evaluate import silent_layers
 from spikeprop.experiment.stages.stage import PipelineRun
 from spikeprop.experiment.stages.training import train
-from spikeprop.learn import CollapseGuard
+from spikeprop.learn import CollapseGuard, LearningRule
 from spikeprop.snn import SpikingNetwork
 
 SILENCE_IMAGES = 32  # on which it is tested whether every layer fires
 
 
 def finetune_network(run: PipelineRun) -> dict[str, Any]:
-    """Fine-tune the converted network; the checkpoint is ``finetuned.safetensors``, also where there are no epochs."""
+    """Fine-tune the converted network; the checkpoint is ``finetuned.safetensors``. Without epochs there is no such stage."""
     settings = run.settings.finetune
     network = run.load_spiking("converted").to(run.device)
-    if settings.epochs:
-        _remove_delay(run, network)
+    _remove_delay(run, network)
     if settings.dropout is not None:
         network.set_dropout(settings.dropout)
     _warn_of_silence(run, network)
     guard = CollapseGuard(run.data.classes)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", SilentNetworkWarning)  # said above, in the recipe's words
-        history = train(run, "finetune", network, settings, settings.build_rule(), run.settings.seed + 2, guard)
+        history = train(run, "finetune", network, settings, _rule(run), run.settings.seed + 2, guard)
     run.save(network, "finetuned")
     return {"history": history}
+
+
+def _rule(run: PipelineRun) -> LearningRule:
+    """The stage's rule; what its loss may ask (``Distillation``) is the ANN, in the layout in which images convolve fastest."""
+    rule = run.settings.finetune.build_rule()
+    if not rule.needs_teacher:
+        return rule
+    ann: Any = run.load("ann")
+    return rule.taught_by(ann.to(run.device, memory_format=torch.channels_last))
 
 
 def _remove_delay(run: PipelineRun, network: SpikingNetwork) -> None:

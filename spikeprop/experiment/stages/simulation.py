@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from spikeprop.deploy import Target, chip_budget, compare, encoded
+from spikeprop.deploy import RunOn, bits_curve, chip_budget, compare, encoded
 from spikeprop.errors import LavaMissing
 from spikeprop.experiment.stages.stage import NIR_FILE, PipelineRun
 from spikeprop.runtime.seeding import seed_torch
@@ -23,7 +23,8 @@ def simulate_network(run: PipelineRun) -> dict[str, Any]:
 
     def simulated(backend: Any) -> dict[str, Any]:
         seed_torch(run.settings.seed, 3)
-        return compare(network, file, images, labels, steps, run.context.notify, Target(backend=backend)) | {"backend": backend}
+        where = RunOn(backend=backend, precision="float" if settings.target is None else "fixed", target=settings.target)
+        return compare(network, file, images, labels, steps, run.context.notify, where) | {"backend": backend}
 
     try:
         found = simulated(settings.backend)
@@ -31,4 +32,9 @@ def simulate_network(run: PipelineRun) -> dict[str, Any]:
         run.context.notify(f"warning: simulated by the reference simulator, which equals Lava's processes: {error}")
         found = simulated("reference") | {"why": str(error)}
     seed_torch(run.settings.seed, 3)
-    return found | {"chip": chip_budget(file, encoded(network, images, steps))}
+    found |= {"chip": chip_budget(file, encoded(network, images, steps), network=network, target=settings.target or "loihi2")}
+    if not settings.bits:
+        return found
+    images, labels = next(run.data.test(settings.bits_samples).epoch(0))
+    seed_torch(run.settings.seed, 3)
+    return found | {"bits": bits_curve(network, images, labels, steps, formats=settings.bits)}

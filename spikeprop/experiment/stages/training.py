@@ -12,7 +12,6 @@ from spikeprop.experiment.stages.stage import PipelineRun
 from spikeprop.learn import Batches, Callback, LearningRule, MetricsLog, ProgressBar, fit, shard
 from spikeprop.runtime.batches import CompleteBatches
 from spikeprop.runtime.devices import cpu_multiplies_bfloat16
-from spikeprop.snn import SpikingNetwork
 
 
 def train(
@@ -63,7 +62,7 @@ def train(
         checkpoint=run.progress(stage),
         processes=run.processes,
         checkpoint_seconds=run.context.save_every,
-        autocast=_autocast(run, model),
+        autocast=_autocast(run),
         memory_format=torch.channels_last if channels_last else None,
     )
 
@@ -74,19 +73,16 @@ def training_batches(run: PipelineRun, settings: TrainingSettings | FineTuningSe
     return CompleteBatches(split, settings.batch_size) if settings.drop_last else split
 
 
-def _autocast(run: PipelineRun, model: nn.Module) -> torch.dtype | None:
+def _autocast(run: PipelineRun) -> torch.dtype | None:
     """The run's lower precision, if it has one that this device computes faster."""
     if run.settings.precision == "float32":
         return None
-    if run.device.type == "cpu":
-        if isinstance(model, SpikingNetwork):  # whose sparse products are of float32
-            return None
-        if not cpu_multiplies_bfloat16():
-            run.context.notify(
-                "warning: precision: bfloat16 is slower than float32 on this processor, which has neither AVX-512 BF16 nor AMX; "
-                "training in float32"
-            )
-            return None
+    if run.device.type == "cpu" and not cpu_multiplies_bfloat16():
+        run.context.notify(
+            "warning: precision: bfloat16 is slower than float32 on this processor, which has neither AVX-512 BF16 nor AMX; "
+            "training in float32"
+        )
+        return None
     return getattr(torch, run.settings.precision)
 
 

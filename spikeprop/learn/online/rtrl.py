@@ -37,7 +37,8 @@ class RTRL(SimulatingRule):
         given = self.given(network, x)
         parameters: list[Tensor] = [p for p in network.parameters() if p.requires_grad]
         total = torch.cat([torch.zeros_like(p).flatten() for p in parameters])
-        result = forward_in_time(self, network, given, y, lambda signals: self._run(network, given, signals, parameters, total))
+        rule = self.for_batch(network, x)
+        result = forward_in_time(rule, network, given, y, lambda signals: self._run(network, given, signals, parameters, total))
         for parameter, gradient in zip(parameters, total.split([p.numel() for p in parameters])):
             add_gradient(parameter, gradient.reshape(parameter.shape))
         return result

@@ -122,7 +122,8 @@ class OnlineRule(SimulatingRule):
         given = self.given(network, x)
         total: dict[nn.Parameter, Tensor] = {}
         with torch.no_grad():
-            result = forward_in_time(self, network, given, y, lambda signals: self._run(network, given, signals, total))
+            rule = self.for_batch(network, x)
+            result = forward_in_time(rule, network, given, y, lambda signals: self._run(network, given, signals, total))
         for parameter, gradient in total.items():
             if parameter.requires_grad:
                 add_gradient(parameter, gradient)

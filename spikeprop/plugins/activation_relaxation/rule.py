@@ -98,7 +98,7 @@ class ActivationRelaxation(LearningRule):
         graph, overrides = self.graph(model), self._overrides(model)
         run = SegmentPass(graph, x, overrides if self._needs_overrides() else None)
         scores = run.output.detach().requires_grad_()
-        loss = self.loss(scores, y)
+        loss = self.loss.for_batch(x)(scores, y)
         (clamped,) = torch.autograd.grad(loss, scores)
         relaxed = self._relax(
             graph, run, overrides, len(x) * clamped

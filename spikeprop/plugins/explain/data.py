@@ -51,7 +51,7 @@ def page_data(subject: TrainingStep, step: TracedStep, limit: int = COMPLETE) ->
         "format": 1,
         "name": subject.name,
         "spiking": subject.spiking,
-        "timesteps": subject.timesteps,
+        "timesteps": subject.steps,
         "training": subject.training,
         "samples": len(subject.x),
         "complete": complete,

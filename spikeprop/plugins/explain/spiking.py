@@ -17,11 +17,12 @@ from torch.overrides import handle_torch_function, has_torch_function
 from spikeprop.errors import ExplainError
 from spikeprop.plugins.explain.trace import Tracer
 from spikeprop.snn import SpikingNetwork, Surrogate
-from spikeprop.snn.dynamics import LayerDynamics
+from spikeprop.snn.dynamics import LayerDynamics, ReadoutDynamics
 from spikeprop.snn.firing import NEVER, advance_since
 from spikeprop.snn.layer import INPUT, Layer
 from spikeprop.snn.neuron import is_integrate_and_fire
 from spikeprop.snn.normalisation import TemporalBatchNorm, needs_all_steps
+from spikeprop.snn.readout import Integrator
 from spikeprop.snn.synapse import DropoutMasks, SampleDropout, Synapse
 
 
@@ -64,18 +65,15 @@ class _Fire(torch.autograd.Function):
         return by_u, by_theta, None, None
 
 
-def unrolled(network: SpikingNetwork, x: Tensor, timesteps: int, tracer: Tracer) -> Tensor:
-    """The accumulated output (B, K) after ``timesteps`` steps on images (B, ...), as visible calls.
+def unrolled(network: SpikingNetwork, x: Tensor, timesteps: int, lengths: Tensor | None, tracer: Tracer) -> Tensor:
+    """The output (B, K) after all steps of still samples (B, ...) or sequences (B, T, ...), as visible calls.
 
     Raises:
-        ExplainError: the network has a delayed readout or a pre-run, feedback, batch-norm over time, or an output that is no
-            plain sum; or a sequence.
+        ExplainError: the network has a delayed readout or a pre-run, batch-norm over time, or an output that is no sum, mean or
+            last value.
     """
-    *_, (_, last) = network.named_layers()
-    if network.read != "sum" or last.neuron is not None or any(layer.feedback_sources for _, layer in network.named_layers()):
-        raise ExplainError("explain shows networks without feedback whose output is the sum of the last layer's current")
-    if x.dim() != 1 + len(network.input_shape):
-        raise ExplainError(f"explain shows still samples (batch, *{network.input_shape}); this input has shape {tuple(x.shape)}")
+    if network.read == "max" or type(list(network.named_layers())[-1][1].dynamics) not in (ReadoutDynamics, Integrator):
+        raise ExplainError("explain shows networks whose output is the sum, the mean or the last of the last layer's values")
     if not network.readout.trivial:
         raise ExplainError("this network has a delayed readout or a pre-run, which explain does not support")
     if needs_all_steps(network) is not None or any(isinstance(m, TemporalBatchNorm) for m in network.modules()):
@@ -83,43 +81,61 @@ def unrolled(network: SpikingNetwork, x: Tensor, timesteps: int, tracer: Tracer)
             "this network has batch-norm over time, which explain, that shows one step after another, does not support; in "
             "evaluation mode it shows nn.BatchNorm and ThresholdBatchNorm, or show spikeprop.folded(network)"
         )
-    simulation = _Simulation(network, tracer)
+    still = x.dim() == 1 + len(network.input_shape)
+    constant = network.encoder.constant and still
     with torch.set_grad_enabled(not network.encoder.spikes):  # no gradient passes through random spikes
-        steps = 1 if network.encoder.constant else timesteps
-        x_TB = x.unsqueeze(0) if steps == 1 else x.expand(timesteps, *x.shape)
-        encoded = network.encoder(x_TB, 0, steps)
-    inputs = [encoded[0]] * timesteps if network.encoder.constant else list(encoded.unbind())
-    output = None
-    for t, x_B in enumerate(inputs):
+        x_TB = x.transpose(0, 1) if not still else x.unsqueeze(0) if constant else x.expand(timesteps, *x.shape)
+        encoded = network.encoder(x_TB, 0, 1 if constant else timesteps)
+    simulation, output = _Simulation(network, tracer, constant), None
+    for t, x_B in enumerate([encoded[0]] * timesteps if constant else list(encoded.unbind())):
         tracer.step = t
-        last = simulation.step(x_B)
-        output = last if output is None else output + last
+        output = _read(network.read, simulation.step(x_B), output, t, lengths)
     tracer.step = None
     assert output is not None
-    return output
+    return output if network.read != "mean" else output / (timesteps if lengths is None else lengths.to(output)[:, None])
+
+
+def _read(how: str, value: Tensor, output: Tensor | None, t: int, lengths: Tensor | None) -> Tensor:
+    """The output after step t, before it is divided for a mean; a sequence that has ended keeps its own."""
+    if output is None:  # each sequence has a first step
+        return value
+    if lengths is None:
+        return value if how == "last" else output + value
+    own = (lengths > t).to(value).view(-1, *(1,) * (value.dim() - 1))
+    return output * (1 - own) + value * own if how == "last" else output + value * own
 
 
 class _Simulation:
     """The state of a simulation."""
 
-    def __init__(self, network: SpikingNetwork, tracer: Tracer):
-        self.network, self.tracer = network, tracer
+    def __init__(self, network: SpikingNetwork, tracer: Tracer, constant: bool):
+        self.network, self.tracer, self.same_input = network, tracer, constant
         self.masks = DropoutMasks(next(network.parameters()).device) if network.training else None
         self.states: dict[str, Any] = {}
         self.constant: dict[str, Tensor] = {}
+        fed_back = {source for _, layer in network.named_layers() for source in layer.feedback_sources}
+        self.fed_back, self.shapes = fed_back, network.shapes() if fed_back else {}
+        self.previous: dict[str, Tensor] = {}  # what the sources of feedback sent one step before
 
     def step(self, x: Tensor) -> Tensor:
-        values = {INPUT: x}
+        """The last layer's value (B, ...)."""
+        values, value = {INPUT: x}, x
+        if not self.previous:
+            self.previous = {source: x.new_zeros(len(x), *self.shapes[source]) for source in self.fed_back}
         for name, layer in self.network.named_layers():
             with self.tracer.inside(layer):
-                current = self._current(name, layer, values)
-                if layer.neuron is None:
-                    return current
-                with self.tracer.inside(layer.neuron):
-                    values[name] = self._neurons(name, layer.neuron, current)
-        raise AssertionError("the last layer has no neuron; checked at construction")
+                value = self._current(name, layer, values)
+                if layer.neuron is not None:
+                    with self.tracer.inside(layer.neuron):
+                        value = values[name] = self._neurons(name, layer.dynamics, value)
+        self.previous = {source: values[source] for source in self.fed_back}
+        return value
 
     def _neurons(self, name: str, neuron: LayerDynamics, current: Tensor) -> Tensor:
+        if isinstance(neuron, Integrator):
+            v = self.states.get(name)
+            self.states[name] = integrate(torch.zeros_like(current) if v is None else v, current, neuron.leak)
+            return self.states[name]
         if not is_integrate_and_fire(neuron):
             spikes, self.states[name] = neuron.step(current, self.states.get(name) or neuron.initial_state(current))
             return spikes
@@ -134,14 +150,16 @@ class _Simulation:
 
     def _current(self, name: str, layer: Layer, values: dict[str, Tensor]) -> Tensor:
         total = None
-        for i, source, synapse in layer.branches():
+        branches = [(i, source, synapse, values) for i, source, synapse in layer.branches()]
+        branches += [(i, source, synapse, self.previous) for i, source, synapse in layer.feedback_branches()]
+        for i, source, synapse, read in branches:
             key = f"{name}/{i}"
-            if source == INPUT and self.network.encoder.constant:  # once for all steps, like the network
+            if source == INPUT and self.same_input:  # once for all steps, like the network
                 if key not in self.constant:
-                    self.constant[key] = self._synapse(synapse, values[source], key)
+                    self.constant[key] = self._synapse(synapse, read[source], key)
                 current = self.constant[key]
             else:
-                current = self._synapse(synapse, values[source], key)
+                current = self._synapse(synapse, read[source], key)
             total = current if total is None else total + current
         assert total is not None
         return total

@@ -1,19 +1,23 @@
 """``qr``, ``lq`` and ``pivoted_qr``: factorisations with first and second derivatives, forward and reverse.
 
 In eager mode each is an ``autograd.Function`` with rules for reverse mode, forward mode and ``vmap``. While ``torch.compile``
-traces, it is the custom operator with the same reverse rule; forward mode and ``torch.func.grad`` break the graph there
-(``fullgraph=True`` refuses them), and torch computes no second derivative through a compiled graph. LQ is the QR of A^H. Pivots
-are locally constant: A[:, p] = Q R is differentiated as the QR of A[:, p] (``rules`` has the equations and the paper).
+traces, it is the custom operator with the same reverse rule (a trace of tensors, as in ``torch.func.linearize``, holds it too);
+forward mode and ``torch.func.grad`` break the graph there (``fullgraph=True`` refuses them), and torch computes no second
+derivative through a compiled graph. LQ is the QR of A^H. Pivots are locally constant: A[:, p] = Q R is differentiated as the QR
+of A[:, p] (``rules`` has the equations and the paper).
 """
 
 from __future__ import annotations
 
+import functools
 import inspect
-from typing import Any, Literal, NamedTuple
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple, TypeVar, cast
 
 import torch
 from torch import Tensor
 from torch.autograd.forward_ad import _set_fwd_grad_enabled, unpack_dual
+from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from spikeprop.plugins.matrix_decompositions.factors import factor, factor_pivoted
 from spikeprop.plugins.matrix_decompositions.rules import (
@@ -24,6 +28,7 @@ from spikeprop.plugins.matrix_decompositions.rules import (
     rotation_dependence,
 )
 
+F = TypeVar("F", bound=Callable[..., Any])
 Mode = Literal["reduced", "complete", "r"]
 NullSpace = Literal["refuse", "checked", "invariant"]
 NAMESPACE = "spikeprop_matrix_decompositions"
@@ -52,6 +57,25 @@ class PivotedQR(NamedTuple):
     p: Tensor
 
 
+def without_autocast(function: F) -> F:
+    """In a region of ``torch.autocast`` in float32, where torch's own decompositions are float32 operations too."""
+
+    @functools.wraps(function)
+    def wrapped(*tensors: Any, **options: Any) -> Any:
+        device = next((x.device.type for x in (*tensors, *options.values()) if isinstance(x, Tensor)), "cpu")
+        if not torch.is_autocast_enabled(device):
+            return function(*tensors, **options)
+        with torch.autocast(device, enabled=False):
+            return function(*map(_single, tensors), **{name: _single(x) for name, x in options.items()})
+
+    return cast(F, wrapped)
+
+
+def _single(x: Any) -> Any:
+    return x.float() if isinstance(x, Tensor) and x.dtype in (torch.bfloat16, torch.float16) else x
+
+
+@without_autocast
 def qr(A: Tensor, mode: Mode = "reduced", *, null_space: NullSpace = "refuse", check: bool = True) -> QR:
     """A = Q R with orthonormal columns of Q and upper triangular R; the factors equal those of torch.linalg.qr.
 
@@ -63,16 +87,18 @@ def qr(A: Tensor, mode: Mode = "reduced", *, null_space: NullSpace = "refuse", c
             differentiation raises; "invariant": the derivative without rotation among them, exact for a loss that is invariant
             under such rotations, such as any function of the projector Q2 Q2^H; "checked": the same, and the backward pass
             raises if the loss depends on rotations (this reads values: not inside vmap or torch.compile).
-        check: refuse matrices whose factors have no derivative.
+        check: where a derivative by A may be wanted, refuse matrices whose factors have none. Without the check, a matrix of a
+            batch that gets no cotangent gets a zero gradient, and one that does gets what the singular equations give.
 
     Raises:
         RankError: with ``check``, one of the first k columns depends on earlier columns.
         ValueError: an A or an option that cannot be used.
     """
-    return _qr(A, mode, null_space, "qr" if check else "")
+    return qr_of(A, mode, null_space, "qr" if check and _derivative_wanted(A) else "")
 
 
-def _qr(A: Tensor, mode: str, null_space: str, check: str) -> QR:
+def qr_of(A: Tensor, mode: str, null_space: str, check: str) -> QR:
+    """``qr`` with a check always, under the name ``check``, or never."""
     _check_arguments("qr", A, mode, null_space)
     complete = mode == "complete" and A.shape[-2] > A.shape[-1]
     operator = qr_operator if _in_graph(A) else _QR.apply
@@ -80,6 +106,7 @@ def _qr(A: Tensor, mode: str, null_space: str, check: str) -> QR:
     return QR(A.new_empty(0) if mode == "r" else q, r)
 
 
+@without_autocast
 def lq(
     A: Tensor, mode: Literal["reduced", "complete", "l"] = "reduced", *, null_space: NullSpace = "refuse", check: bool = True
 ) -> LQ:
@@ -95,10 +122,11 @@ def lq(
     if mode not in ("reduced", "complete", "l"):
         raise ValueError(f"lq: mode is {mode!r}; use reduced, complete or l")
     _check_arguments("lq", A, "r" if mode == "l" else mode, null_space)
-    q, r = _qr(_adjoint(A), "r" if mode == "l" else mode, null_space, "lq" if check else "")
-    return LQ(_adjoint(r), q if mode == "l" else _adjoint(q))
+    q, r = qr_of(adjoint(A), "r" if mode == "l" else mode, null_space, "lq" if check and _derivative_wanted(A) else "")
+    return LQ(adjoint(r), q if mode == "l" else adjoint(q))
 
 
+@without_autocast
 def pivoted_qr(A: Tensor, mode: Mode = "reduced", *, null_space: NullSpace = "refuse", check: bool = True) -> PivotedQR:
     """A[..., p] = Q R, where each pivot is the column with the largest remainder; defined for any A of full rank.
 
@@ -119,7 +147,7 @@ def pivoted_qr(A: Tensor, mode: Mode = "reduced", *, null_space: NullSpace = "re
     _check_arguments("pivoted_qr", A, mode, null_space)
     complete = mode == "complete" and A.shape[-2] > A.shape[-1]
     operator = pivoted_qr_operator if _in_graph(A) else _PivotedQR.apply
-    q, r, p = operator(A, complete, null_space, "pivoted_qr" if check else "")
+    q, r, p = operator(A, complete, null_space, "pivoted_qr" if check and _derivative_wanted(A) else "")
     return PivotedQR(A.new_empty(0) if mode == "r" else q, r, p)
 
 
@@ -128,7 +156,16 @@ def _in_graph(a: Tensor) -> bool:
     return torch.compiler.is_compiling() and unpack_dual(a).tangent is None
 
 
-def _adjoint(a: Tensor) -> Tensor:
+def _derivative_wanted(a: Tensor) -> bool:
+    """Whether someone may differentiate by A; inside a transform of ``torch.func``, which does not tell, always."""
+    if not torch.is_grad_enabled():
+        return False
+    if torch.compiler.is_compiling():  # forward mode breaks the graph, and asks again outside
+        return a.requires_grad or unpack_dual(a).tangent is not None
+    return a.requires_grad or torch._C._are_functorch_transforms_active() or unpack_dual(a).tangent is not None
+
+
+def adjoint(a: Tensor) -> Tensor:
     """A^H, conjugated immediately: lazily conjugated views fail in batched forward mode, and numpy refuses them."""
     return torch.conj_physical(a).mT if a.is_complex() else a.mT
 
@@ -136,8 +173,8 @@ def _adjoint(a: Tensor) -> Tensor:
 def _check_arguments(name: str, a: Tensor, mode: str, null_space: str) -> None:
     if a.dtype not in (torch.float32, torch.float64, torch.complex64, torch.complex128):
         raise ValueError(f"{name}: A is {a.dtype}; LAPACK supports float32, float64, complex64 and complex128; convert it")
-    if a.ndim < 2 or 0 in a.shape[-2:]:
-        raise ValueError(f"{name}: A has shape {tuple(a.shape)}; it must be (..., m, n) with m and n at least 1")
+    if a.ndim < 2:
+        raise ValueError(f"{name}: A has shape {tuple(a.shape)}; it must be (..., m, n)")
     if mode not in ("reduced", "complete", "r"):
         raise ValueError(f"{name}: mode is {mode!r}; use reduced, complete or r")
     if null_space not in NULL_SPACES:
@@ -147,8 +184,11 @@ def _check_arguments(name: str, a: Tensor, mode: str, null_space: str) -> None:
 # derivatives, shared by the eager functions and the operators ------------------------------------------------------------------
 
 
+@without_autocast
 def _pull(ctx: Any, q: Tensor, r: Tensor, g_q: Tensor | None, g_r: Tensor | None) -> Tensor | None:
     """Cotangent of the matrix that was factored."""
+    if not ctx.checked:
+        r = _regular_where_unused(q, r, g_q, g_r)
     if not ctx.complete:
         return pull_back(q, r, g_q, g_r)
     n = r.shape[-1]
@@ -160,6 +200,16 @@ def _pull(ctx: Any, q: Tensor, r: Tensor, g_q: Tensor | None, g_r: Tensor | None
     return pull_back(q[..., :n], r[..., :n, :], g_q, None if g_r is None else g_r[..., :n, :])
 
 
+def _regular_where_unused(q: Tensor, r: Tensor, g_q: Tensor | None, g_r: Tensor | None) -> Tensor:
+    """R, with the identity for members of a batch without a cotangent: a singular one would make 0 / 0 of its zeros."""
+    used = q.new_zeros(q.shape[:-2], dtype=torch.bool)
+    for g in (g_q, g_r):
+        if g is not None:
+            used = used | (g != 0).any(-1).any(-1)
+    return torch.where(used[..., None, None], r, torch.eye(*r.shape[-2:], dtype=r.dtype, device=r.device))
+
+
+@without_autocast
 def _push(ctx: Any, q: Tensor, r: Tensor, d_a: Tensor) -> tuple[Tensor, Tensor]:
     """Tangents of Q and R."""
     if not ctx.complete:
@@ -188,7 +238,8 @@ def _check_invariance(q: Tensor, g_q: Tensor, n: int) -> None:
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    _, ctx.complete, ctx.null_space, _ = inputs
+    _, ctx.complete, ctx.null_space, check = inputs
+    ctx.checked = bool(check)
     ctx.save_for_backward(*output)
     ctx.set_materialize_grads(False)
 
@@ -213,12 +264,20 @@ def _take_columns(a: Tensor, p: Tensor) -> Tensor:
     return a.gather(-1, p.unsqueeze(-2).expand(*p.shape[:-1], *a.shape[-2:]))
 
 
+def _factor(a: Tensor, complete: bool, null_space: str, check: str) -> tuple[Tensor, Tensor]:
+    return factor(a, complete, check)
+
+
+def _factor_pivoted(a: Tensor, complete: bool, null_space: str, check: str) -> tuple[Tensor, Tensor, Tensor]:
+    return factor_pivoted(a, complete, check)
+
+
 class _QR(torch.autograd.Function):
     """Q and R, eagerly."""
 
     @staticmethod
     def forward(a: Tensor, complete: bool, null_space: str, check: str) -> tuple[Tensor, Tensor]:
-        return factor(a, complete, check)
+        return (qr_operator if is_in_torch_dispatch_mode() else _factor)(a, complete, null_space, check)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
@@ -246,7 +305,7 @@ class _PivotedQR(torch.autograd.Function):
 
     @staticmethod
     def forward(a: Tensor, complete: bool, null_space: str, check: str) -> tuple[Tensor, Tensor, Tensor]:
-        return factor_pivoted(a, complete, check)
+        return (pivoted_qr_operator if is_in_torch_dispatch_mode() else _factor_pivoted)(a, complete, null_space, check)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from spikeprop.snn.dynamics import LayerDynamics
+from spikeprop.snn.engine import float_run
 from spikeprop.snn.engine.buffer_pool import BufferPool
 from spikeprop.snn.engine.kernels import packed_kernels
 from spikeprop.snn.engine.layer_run import SliceContext
@@ -316,6 +317,11 @@ class _PackedSimulation(torch.autograd.Function):
         found = ctx.run.backward(grad if ctx.each_step else grad.expand(ctx.run.timesteps, *grad.shape))
         parameters, ctx.run, ctx.parameters = ctx.parameters, None, None
         return None, None, *(found.get(p) for p in parameters)
+
+
+def trains(network: LayeredNetwork, given: TimedInput) -> bool:
+    """Whether a simulation that the engine supports is trained on packed spikes, and not on floats (``float_run``)."""
+    return torch.is_grad_enabled() and not float_run.takes(network, given)
 
 
 @torch.compiler.disable

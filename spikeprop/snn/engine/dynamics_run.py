@@ -25,7 +25,7 @@ from spikeprop.snn.engine.kernels.gradient import Gradient
 from spikeprop.snn.engine.kernels.words import channels_first, channels_last, pack, per_position, position_count
 from spikeprop.snn.engine.layer_run import IntegrateFireRun, LayerRun, SliceContext, cut
 from spikeprop.snn.engine.layout import GradientAccumulator
-from spikeprop.snn.engine.recurrent_run import RecurrentRun
+from spikeprop.snn.engine.recurrent_run import RecurrentRun, RecurrentStatefulRun
 from spikeprop.snn.engine.source_values import SourceValues
 from spikeprop.snn.engine.state_run import PLIFRun, StatefulRun
 from spikeprop.snn.engine.synapse_run import SynapseRun
@@ -68,11 +68,15 @@ def make_layer_run(layer: LayerParts, context: SliceContext) -> LayerRun:
     if dynamics is None:
         return LayerRun(*common)
     if is_integrate_and_fire(dynamics):
-        return IntegrateFireRun(dynamics, *common) if layer.feedback is None else RecurrentRun(dynamics, *common, layer.feedback)
+        if layer.feedback is not None:
+            return RecurrentRun(dynamics, *common, feedback=layer.feedback)
+        return IntegrateFireRun(dynamics, *common)
     originals = dict(zip(map(id, dynamics.parameters()), layer.originals))
     if type(dynamics) is PLIF:
         return PLIFRun(dynamics, originals, *common)
     if isinstance(dynamics, CubaLIF | ALIF) and type(dynamics) in (CubaLIF, ALIF) and context.like_B.device.type == "cpu":
+        if layer.feedback is not None:
+            return RecurrentStatefulRun(dynamics, originals, *common, feedback=layer.feedback)
         return StatefulRun(dynamics, originals, *common)
     if type(dynamics) is SpikingMaxPool:
         return MaxPoolRun(dynamics, layer, context)

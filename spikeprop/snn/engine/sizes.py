@@ -21,6 +21,9 @@ PIECE_BYTES = {"cpu": 8 << 20, "cuda": 256 << 20}
 KEPT_POTENTIALS = 8  # steps of a simulation, up to which potentials that its backward pass needs are kept, not computed again
 # Of one layer's current, where layers run one after another: over the whole batch, and over as many samples as stay in the cache.
 LAYERWISE_BYTES = {"batch": 64 << 20, "samples": 4 << 20}
+BFLOAT16_STEPS = 8  # of a simulation, up to which convolutions of all its steps in bfloat16 are faster than packed float32
+BFLOAT16_BYTES = 4 << 30  # that such a simulation may keep for its backward pass: more goes packed
+KEPT_BYTES = 10  # a neuron and step, then: its spike and its potential in float32, its spike in bfloat16
 
 
 def chunk_steps(timesteps: int, step_bytes: int, device: torch.device, *, feedback: bool = False) -> int:

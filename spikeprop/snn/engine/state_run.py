@@ -190,7 +190,7 @@ class StatefulRun(_OwnRun):
                 self.potentials.append(kept[0])
                 self.seconds.append(kept[1])
                 return count
-        count = stateful.scan(current_KBSC, self.state, self.stateful, words_KBSW, potential=False)
+        count = self._scan_state(current_KBSC, self.state, words_KBSW, potential=False)
         context.buffers.give(current_KBSC)
         if context.keep and not self.potential_kept:
             self.summary.append(torch.empty_like(words_KBSW[0]))
@@ -201,8 +201,13 @@ class StatefulRun(_OwnRun):
         """Scan a piece and keep everything: spikes, x over the current, second states (empty where nothing is trained)."""
         x_KBSC = _for_each_step(current_KBSC, len(words_KBSW), state.v_BSC.dtype)
         s_KBSC = torch.empty_like(x_KBSC) if self.values.any else None
-        count = stateful.scan(x_KBSC, state, self.stateful, words_KBSW, potential=True, s_KBSC=s_KBSC)
+        count = self._scan_state(x_KBSC, state, words_KBSW, potential=True, s_KBSC=s_KBSC)
         return count, x_KBSC, s_KBSC if s_KBSC is not None else x_KBSC[:0]
+
+    def _scan_state(
+        self, current_KBSC: Tensor, state: StatePair, words_KBSW: Tensor, *, potential: bool, s_KBSC: Tensor | None = None
+    ) -> int:
+        return stateful.scan(current_KBSC, state, self.stateful, words_KBSW, potential=potential, s_KBSC=s_KBSC)
 
     def _scan_back(self, gradient: Gradient, begin: int, values: Mapping[str, SourceValues]) -> Tensor:
         assert self.words is not None
@@ -215,7 +220,7 @@ class StatefulRun(_OwnRun):
         if not self.potential_kept:
             slopes, active = self._slopes_of(None, begin, steps, grad_KBSC[0]), self.active()
             assert active is not None
-            stateful.scan_back(grad_KBSC, slopes, words, active.words_BSW, self.grad, self.stateful)
+            self._steps_back(grad_KBSC, slopes, words, active.words_BSW)
             return grad_KBSC
         before = self.state_borders.pop()
         if self.potentials:
@@ -223,12 +228,17 @@ class StatefulRun(_OwnRun):
         else:
             _, x_KBSC, s_KBSC = self._scan_keeping(self.current(values), before.clone(), torch.empty_like(words))
         slopes, every = self._slopes_of(x_KBSC, begin, steps, grad_KBSC[0]), torch.full_like(words[0], -1)
-        if not self.values.any:
-            stateful.scan_back(grad_KBSC, slopes, words, every, self.grad, self.stateful)
-        else:
-            through, after = grad_KBSC * slopes / self.stateful.values_PRC[0], self.grad.clone()
-            stateful.scan_back(grad_KBSC, slopes, words, every, self.grad, self.stateful)
+        after = self.grad.clone()
+        through = self._steps_back(grad_KBSC, slopes, words, every)
+        if through is not None:
             found = stateful.trained_gradients(x_KBSC, s_KBSC, before, grad_KBSC, through, words, after, self.stateful)
             self.values.total_PRC += found[: len(self.values.parameters)]
         self.context.buffers.give(x_KBSC)
         return grad_KBSC
+
+    def _steps_back(self, grad_KBSC: Tensor, slopes: Tensor, words_KBSW: Tensor, any_BSW: Tensor) -> Tensor | None:
+        """Gradients of a piece's currents, over those of its spikes; returns the latter times surrogate / theta, if needed."""
+        assert self.grad is not None
+        through = grad_KBSC * slopes / self.stateful.values_PRC[0] if self.values.any else None
+        stateful.scan_back(grad_KBSC, slopes, words_KBSW, any_BSW, self.grad, self.stateful)
+        return through

@@ -70,13 +70,14 @@ def _knows_layer(name: str, layer: Layer, shape: tuple[int, ...], x_B: Tensor) -
 
 
 def _knows_feedback(name: str, layer: Layer, shape: tuple[int, ...], x_B: Tensor) -> bool:
-    """Whether a layer has no feedback, or that of integrate-and-fire neurons to themselves through one fully connected layer."""
+    """Whether a layer has no feedback, or that of known neurons to themselves through one fully connected layer."""
     branches = list(layer.feedback_branches())
     if not branches:
         return True
     kinds = [type(op) for op in branches[0][2]]
     itself = len(branches) == 1 and branches[0][1] == name and kinds == [nn.Linear]
-    return itself and is_integrate_and_fire(layer.dynamics) and len(shape) == 1 and x_B.device.type == "cpu"
+    known = is_integrate_and_fire(layer.dynamics) or type(layer.dynamics) in (CubaLIF, ALIF)
+    return itself and known and len(shape) == 1 and x_B.device.type == "cpu"
 
 
 def _knows_neuron(neuron: LayerDynamics, shape: tuple[int, ...], x_B: Tensor) -> bool:

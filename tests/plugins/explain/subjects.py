@@ -10,7 +10,10 @@ from torch.nn import functional as F
 
 import spikeprop as sp
 from spikeprop.plugins.explain.step import TrainingStep
+from spikeprop.runtime.batches import Sequences
 from spikeprop.snn import SpikingNetwork, Surrogate
+from spikeprop.snn.readout import Read
+from spikeprop.snn.timed_input import time_first
 
 
 class Residual(nn.Module):
@@ -66,6 +69,17 @@ def spiking(surrogate: Surrogate | None = None, timesteps: int = 4, **settings: 
     for neuron in snn.neurons().values():
         neuron.set_threshold(neuron.v_threshold * 0.4)
     return TrainingStep(name="spiking", model=snn, x=torch.rand(2, 6), y=torch.tensor([0, 2]), timesteps=timesteps)
+
+
+def sequences(*, unequal: bool = False, read: Read = "sum", leaky: bool = False, neuron: nn.Module | None = None) -> TrainingStep:
+    """Sequences into neurons that read their own spikes of the step before; ``leaky``: an integrator reads them out."""
+    torch.manual_seed(1)
+    recurrent = sp.Recurrent(neuron or sp.LIF(leak=0.9, v_threshold=0.3), nn.Linear(4, 4))
+    module = nn.Sequential(nn.Linear(3, 4), recurrent, nn.Linear(4, 3), *([sp.Integrator(leak=0.8)] if leaky else []))
+    network = sp.spiking(module, (3,), encoder=sp.Frames(), read=read)
+    x = torch.rand(2, 5, 3)
+    batch = Sequences(x, torch.tensor([5, 3])) if unequal else x
+    return TrainingStep(name="sequences", model=network, x=batch, y=torch.tensor([0, 2]))
 
 
 class Tokens(nn.Module):
@@ -146,7 +160,8 @@ def plain_gradients(subject: TrainingStep) -> dict[str, Tensor]:
     torch.manual_seed(subject.seed)
     if isinstance(model, SpikingNetwork):
         model.packed = False
-        scores = model(x, subject.timesteps)
+        x, lengths = time_first(model, x)
+        scores = model(x, subject.steps, lengths=lengths)
     else:
         scores = model(x)
     subject.loss(scores, y).backward()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable
 from typing import Any
@@ -19,7 +20,7 @@ from spikeprop.plugins.explain import TrainingStep, page_data, replay, trace_ste
 from spikeprop.plugins.explain.forms import FORMS
 from spikeprop.plugins.explain.kinds import kind_of
 from spikeprop.snn import STDB, ATan, FastSigmoid, Surrogate, Triangle
-from tests.plugins.explain.subjects import ALL, EXTRA, Residual, mlp, plain_gradients, residual, spiking
+from tests.plugins.explain.subjects import ALL, EXTRA, Residual, mlp, plain_gradients, residual, sequences, spiking
 
 SURROGATES = [STDB(alpha=0.3, beta=0.1), Triangle(height=0.5), FastSigmoid(slope=3.0), ATan(alpha=2.0)]
 
@@ -257,6 +258,46 @@ def test_further_networks_are_replayed(make: Callable[[], TrainingStep]) -> None
     assert found.keys() == expected.keys()
     for name, gradient in found.items():
         torch.testing.assert_close(gradient, expected[name], rtol=1e-9, atol=1e-12)
+
+
+KINDS: list[dict[str, Any]] = [
+    {}, {"read": "mean"}, {"read": "last", "leaky": True}, {"unequal": True, "leaky": True},
+    {"unequal": True, "read": "mean"}, {"unequal": True, "read": "last"},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("settings", KINDS, ids=str)
+def test_sequences_and_feedback_are_shown_step_by_step(settings: dict[str, Any]) -> None:
+    subject = sequences(**settings)
+    page, expected = data_of(subject), plain_gradients(subject)
+    assert (page["timesteps"], page["samples"], page["unknown"]) == (5, 2, [])
+    found = replay(page)
+    assert found.keys() == expected.keys()
+    for name, gradient in expected.items():
+        assert gradient.abs().max() > 1e-6
+        torch.testing.assert_close(found[name], gradient, rtol=1e-9, atol=1e-12, msg=name)
+
+
+@pytest.mark.parametrize(
+    "neuron", [sp.CubaLIF(leak=0.9, v_threshold=0.2), sp.ALIF(leak=0.9, v_threshold=0.2)], ids=["Cuba", "ALIF"]
+)
+def test_neurons_with_a_second_state_are_shown_on_sequences(neuron: nn.Module) -> None:
+    subject = sequences(neuron=neuron, unequal=True)
+    expected, step = plain_gradients(subject), trace_step(subject)
+    for name, p in step.model.named_parameters():
+        torch.testing.assert_close(p.grad, expected[name], rtol=1e-9, atol=1e-12, msg=name)
+
+
+def test_sequences_that_do_not_fit_are_refused() -> None:
+    subject = sequences()
+    with pytest.raises(ExplainError, match="have 5 steps, not 4"):
+        dataclasses.replace(subject, timesteps=4)
+    with pytest.raises(ExplainError, match="give its number of steps"):
+        dataclasses.replace(subject, x=torch.rand(2, 3))
+    with pytest.raises(ExplainError, match="reads sequences alone"):
+        trace_step(dataclasses.replace(subject, x=torch.rand(2, 3), timesteps=4))
+    with pytest.raises(ExplainError, match="sum, the mean or the last"):
+        trace_step(sequences(read="max"))
 
 
 def test_a_pooled_spiking_network_is_shown_too() -> None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from spikeprop import IF, LIF, Direct, Frames, SpikingNetwork
+from spikeprop import ALIF, IF, LIF, CubaLIF, Direct, Frames, SpikingNetwork
 from spikeprop.snn import INPUT, STDB, ATan, FastSigmoid, Layer, Synapse, Triangle
 from spikeprop.snn.engine import batch
 from spikeprop.snn.engine.layerwise import LayerwiseRun
@@ -115,6 +115,49 @@ def test_gradients_of_random_networks_equal_a_loops(two_threads: None) -> None:
 @pytest.mark.slow
 def test_gradients_of_many_random_networks_equal_a_loops(two_threads: None) -> None:
     assert sum(check(seed) for seed in range(200)) > 100
+
+
+def second_state(seed: int) -> tuple[SpikingNetwork, Tensor]:
+    """A random recurrent network of ``CubaLIF`` or ``ALIF``, and sequences."""
+    draw = random.Random(seed)
+    torch.manual_seed(seed)
+    settings: dict[str, Any] = {
+        "leak": draw.choice([1.0, 0.9, 0.5]), "v_threshold": draw.choice([0.3, 1.0]), "reset": draw.choice(["subtract", "zero"]),
+        "v_init": draw.choice([0.0, 0.5]), "surrogate": draw.choice([STDB(beta=0.3), STDB(), Triangle(), ATan()]),
+    }  # fmt: skip
+    own: Any = ("threshold", "leak", "synaptic_leak") if draw.random() < 0.5 else ("threshold", "leak", "adaptation")
+    trained = draw.choice([(), own])
+    neuron = CubaLIF(**settings, trainable=trained) if "synaptic_leak" in own else ALIF(**settings, trainable=trained)
+    network = recurrent(draw.choice([1, 31, 33, 70]), neuron, draw.choice([3, 40]), bias=draw.random() < 0.5)
+    steps, samples = draw.choice([1, 2, 9, 17, 40]), draw.choice([1, 3])
+    return network, torch.rand(steps, samples, *network.input_shape, dtype=torch.float64)
+
+
+def agrees_with_the_reference(seed: int) -> bool:
+    """However it is cut into chunks; the reference is autograd through the neuron's own equations. True where feedback counts."""
+    network, x_TB = second_state(seed)
+    parameters, found = list(network.parameters()), []
+    assert batch.supports(network, x_TB[0])
+    for packed, chunk in ((False, None), (True, None), (True, random.Random(seed).randint(1, len(x_TB)))):
+        network.packed = packed
+        values = network.over_time(x_TB, chunk=chunk)
+        weights = torch.linspace(-1, 2, values.numel(), dtype=values.dtype).view_as(values)
+        found.append((values.detach(), torch.autograd.grad((values * weights).sum(), parameters, allow_unused=True)))
+    for values, grads in found[1:]:
+        torch.testing.assert_close(values, found[0][0], rtol=1e-10, atol=1e-10, msg=lambda m: f"network {seed}: {m}")
+        for ours, theirs in zip(grads, found[0][1]):
+            torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-11, msg=lambda m: f"network {seed}: {m}")
+    back = network.layers["rec"].synapses[1].ops[0].weight  # type: ignore[index, union-attr]
+    return bool(found[0][1][[p is back for p in parameters].index(True)].abs().max() > 0)
+
+
+def test_neurons_with_a_second_state_equal_the_reference(two_threads: None) -> None:
+    assert sum(map(agrees_with_the_reference, range(20))) > 10
+
+
+@pytest.mark.slow
+def test_many_networks_of_neurons_with_a_second_state_equal_the_reference(two_threads: None) -> None:
+    assert sum(map(agrees_with_the_reference, range(20, 200))) > 100
 
 
 def exact(network: SpikingNetwork) -> SpikingNetwork:

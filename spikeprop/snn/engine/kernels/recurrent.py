@@ -61,6 +61,12 @@ def scan(
     return sum(in_ranges(len(v), work))
 
 
+def add_fed_back(current_BC: Tensor, before_BW: Tensor, weight: Tensor, bias_C: Tensor) -> None:
+    """Add what the neurons that fired a step before send back, and the bias, to a step's currents; arguments as of ``scan``."""
+    current, before, rows, bias = _array(current_BC), _words(before_BW), _array(weight[0]), _array(bias_C)
+    in_ranges(len(current), lambda first, last: _add_fed_back(current, before, rows, bias, first, last))
+
+
 def slopes(train: SpikeTrain, begin: int, surrogate: STDB, theta_RC: Tensor, out_KBC: Tensor) -> None:
     """STDB's derivative by threshold at each step of a piece; takes ``train.since_BSC`` back to the step before it.
 
@@ -112,9 +118,32 @@ def scan_back(
 
 
 @_jit
+def _add_fed_back(current_BC, before_BW, weight_OCJ, bias_C, first, last):
+    """See ``add_fed_back``."""
+    channels = current_BC.shape[1]
+    found = np.empty(channels + 2 * AT_ONCE + 1, np.int32)
+    for b in range(first, last):
+        u = current_BC[b]
+        for c in range(channels):
+            u[c] += bias_C[c]
+        _add_sent(u, before_BW, b, weight_OCJ, found)
+
+
+@_jit
+def _add_sent(u, words_BW, b, weight_OCJ, found):
+    """Add the rows of the weights of a sample's spikes; found: memory for their list."""
+    blocks, channels, block = weight_OCJ.shape
+    n = _list_spikes(words_BW, words_BW, False, b, 0, block, found, 0)
+    found[n] = -1
+    if n > 0:
+        for x in range(blocks):
+            _add_rows(u, x * block, weight_OCJ, x * channels * block, found, block)
+
+
+@_jit
 def _scan(current_KBC, v_BC, theta_C, leak_C, to_zero, before_BW, weight_OCJ, bias_C, words_KBW, potential, first, last):
     """Integrate with what the neurons that fired send back, fire, reset; returns the number of spikes."""
-    channels, blocks, block = v_BC.shape[1], weight_OCJ.shape[0], weight_OCJ.shape[2]
+    channels = v_BC.shape[1]
     found, u, count = np.empty(channels + 2 * AT_ONCE + 1, np.int32), np.empty(channels, v_BC.dtype), 0
     for b in range(first, last):
         at = b * channels
@@ -124,11 +153,7 @@ def _scan(current_KBC, v_BC, theta_C, leak_C, to_zero, before_BW, weight_OCJ, bi
                 u[c] = current[c] + bias_C[c]
             if k > 0:
                 back = words_KBW[k - 1]
-            n = _list_spikes(back, back, False, b, 0, block, found, 0)
-            found[n] = -1
-            if n > 0:
-                for x in range(blocks):
-                    _add_rows(u, x * block, weight_OCJ, x * channels * block, found, block)
+            _add_sent(u, back, b, weight_OCJ, found)
             for w in range(to.shape[0]):
                 c = w * 32
                 if channels - c >= 32:

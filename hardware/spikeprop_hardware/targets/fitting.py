@@ -1,0 +1,317 @@
+"""``fits``: everything that stands between a network and a chip, by layer, at once and before training: what, why, what to do.
+
+It reads shapes and kinds alone (outline.py). What a chip does not publish is not checked. A finding that does not ``stop`` a
+network says what the host must do, or what the chip does in another way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.optimize import linear_sum_assignment
+
+from spikeprop_hardware.chip import Budget, budget
+from spikeprop_hardware.targets.names import target as found_target
+from spikeprop_hardware.targets.outline import Operation, Outline, OutlinedLayer
+from spikeprop_hardware.targets.target import NEURONS, POOLINGS, Target
+
+CONVOLUTIONS = ("Conv1d", "Conv2d")
+ONE_BIT = "use IF (convert.neuron=IF, convert.binary=true), with more time steps"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What does not fit.
+
+    Attributes:
+        layer: its name; "" of the complete network.
+        what: of the network.
+        why: of the chip.
+        change: what to do.
+        stops: whether the network cannot run there as it is.
+    """
+
+    layer: str
+    what: str
+    why: str
+    change: str
+    stops: bool = True
+
+    def __str__(self) -> str:
+        where = f"layer {self.layer!r}: " if self.layer else ""
+        return f"{where}{self.what}; {self.why}: {self.change}"
+
+
+@dataclass(frozen=True)
+class Fit:
+    """What ``fits`` found; true where nothing stops the network.
+
+    Attributes:
+        target: name of the chip.
+        findings: in the order of the layers.
+        budget: cores and memories; None where a layer's synapses cannot be counted.
+    """
+
+    target: str
+    findings: list[Finding]
+    budget: Budget | None
+
+    def __bool__(self) -> bool:
+        return not any(finding.stops for finding in self.findings)
+
+    def __str__(self) -> str:
+        size = [] if self.budget is None or not self else [(self.budget.cores, "core"), (self.budget.chips, "chip")]
+        cores = " on ".join(f"{count:,} {what}{'s' * (count != 1)}" for count, what in size)
+        lines = [f"{'fits' if self else 'does not fit'} {self.target}{cores and ', '}{cores}"]
+        return "\n".join(lines + [f"{'  ' if finding.stops else '  note: '}{finding}" for finding in self.findings])
+
+
+def fits(outline: Outline, target: str | Target) -> Fit:
+    """Whether a network fits a chip, and everything that stands in the way.
+
+    Args:
+        outline: of the network (``spikeprop.snn.outline``).
+        target: or its name.
+
+    Raises:
+        HardwareError: a name that is none.
+    """
+    chip = found_target(target)
+    found = [*_of_the_input(outline, chip)]
+    for layer in outline.populations:
+        assert isinstance(layer, OutlinedLayer)
+        readers = [p.name for p in outline.populations for c in p.connections if c.source == layer.name]
+        found += [*_dynamics(layer, chip), *_operations(layer, chip), *_connections(layer, readers, chip)]
+    found += _sizes(outline, chip)
+    if chip.weight_memory is not None:
+        found += _memories(outline, chip)
+    counted = budget(outline, chip) if outline.computable else None
+    if counted is not None:
+        found += _counts(counted, outline, chip)
+    order = {p.name: i for i, p in enumerate(outline.populations)}
+    return Fit(
+        chip.name, sorted(found, key=lambda f: order.get(f.layer, -1 if f.layer == outline.input else len(order))), counted
+    )
+
+
+def _of_the_input(outline: Outline, chip: Target) -> Iterator[Finding]:
+    if outline.real_input and not chip.real_input:
+        yield Finding(
+            outline.input, f"the input is numbers ({outline.encoder})", f"{chip.name} reads spikes alone",
+            "use a spiking encoder (Poisson, Latency, Delta, or events), or compute the first layer on the host, and count its "
+            "spikes as the input",
+        )  # fmt: skip
+
+
+def _dynamics(layer: OutlinedLayer, chip: Target) -> Iterator[Finding]:
+    name, kind = layer.name, layer.kind
+    if kind == "readout":
+        if not chip.real_output:
+            yield Finding(
+                name, "the output is a sum of currents", f"neurons of {chip.name} always spike",
+                "the host computes it from the spikes of the last layer of neurons, which is the chip's output",
+                stops=False,
+            )  # fmt: skip
+        return
+    if kind == "max":
+        if "max" not in chip.poolings:
+            yield Finding(name, "max pooling of spikes", f"{chip.name} has none", "use average pooling in the ANN (nn.AvgPool2d)")
+        return
+    if kind not in NEURONS:
+        yield Finding(name, f"computes {kind}", "no neuron of a chip does", layer.advice or "use IF or LIF")
+        return
+    if kind not in chip.neurons:
+        known = ", ".join(chip.neurons)
+        yield Finding(name, f"{kind} neurons", f"{chip.name} has {known}", _instead(kind, chip))
+    elif layer.signed and layer.payload_bits > chip.payload_bits:
+        why = f"those of {chip.name} have {chip.payload_bits}"
+        yield Finding(name, f"graded spikes of {layer.payload_bits} bits", why, ONE_BIT)
+    reset = "zero" if layer.to_zero else "subtract"
+    if reset not in chip.resets:
+        other = chip.resets[0]
+        yield Finding(
+            name, f"a reset by {reset}", f"{chip.name} resets by {other}", f"use reset={other} from the start, and train"
+        )
+    wrong = [leak for leak in layer.leaks if leak not in (0.0, 1.0) and not float(np.log2(1 - leak)).is_integer()]
+    if chip.leaks == "powers of two" and wrong:
+        nearest = 1 - 2.0 ** round(float(np.log2(1 - wrong[0])))
+        why = f"those of {chip.name} are 1 - 2^-k"
+        yield Finding(name, f"a leak of {wrong[0]:.4g}", why, f"use leak={nearest:g}, and train with it")
+
+
+def _instead(kind: str, chip: Target) -> str:
+    if "IF" in chip.neurons:
+        return ONE_BIT if kind == "GradedIF" else "use IF" if kind == "LIF" else f"use {' or '.join(chip.neurons)}"
+    powers = " and leaks of 1 - 2^-k" if chip.leaks != "any" else ""
+    return f"train a network with {' or '.join(chip.neurons)}{powers} from scratch"
+
+
+def _operations(layer: OutlinedLayer, chip: Target) -> Iterator[Finding]:
+    for c in layer.connections:
+        operations: tuple[Operation, ...] = getattr(c, "operations", ())
+        for op in operations:
+            if op.kind in POOLINGS:
+                if layer.kind != "max" or op.kind != "max":
+                    yield from _pool(layer.name, op, chip)
+            elif op.kind not in ("shape", *chip.layers):
+                yield Finding(
+                    layer.name, f"{op.kind} from {_size(op.before)} to {_size(op.after)}",
+                    f"{chip.name} has {', '.join(chip.layers)}", "write it as one of those, or leave it out",
+                )  # fmt: skip
+            elif op.kind in CONVOLUTIONS:
+                yield from _convolution(layer.name, op, chip)
+        if not chip.biases and layer.kind != "readout" and any(op.bias for op in operations):
+            yield Finding(layer.name, "a bias", f"{chip.name} has none that is equal", "use bias=False, and no batch-norm")
+        weighted = [i for i, op in enumerate(operations) if op.weights]
+        if chip.branches is not None and len(weighted) > 1:
+            yield Finding(
+                layer.name, f"{len(weighted)} operations with weights one after another", f"a core of {chip.name} has one",
+                "put neurons between them (a ReLU in the ANN), or multiply them into one",
+            )  # fmt: skip
+        after = [op for op in operations[weighted[0] :] if op.kind in POOLINGS] if weighted else []
+        if chip.branches is not None and after:
+            yield Finding(
+                layer.name, "pooling of currents, behind the weights", f"a core of {chip.name} pools the spikes of neurons",
+                "pool after the neurons (convolution, ReLU, pooling in the ANN)",
+            )  # fmt: skip
+
+
+def _pool(name: str, op: Operation, chip: Target) -> Iterator[Finding]:
+    if op.kind not in chip.poolings:
+        yield Finding(name, f"{op.kind} pooling", f"{chip.name} has {', '.join(chip.poolings)}", "use average pooling")
+    if chip.pool_sizes is None:
+        return
+    if set(op.kernel) - set(chip.pool_sizes) or op.kernel != op.stride or op.padding != (0, 0):
+        sizes = ", ".join(f"{n}x{n}" for n in chip.pool_sizes)
+        given = f"windows of {_size(op.kernel)}, stride {_size(op.stride)}" + (
+            f", padding {op.padding}" if any(op.padding) else ""
+        )
+        yield Finding(
+            name, f"pooling of {given}", f"{chip.name} has {sizes}, side by side",
+            "use such windows, or a convolution with a stride in place of the pooling",
+        )  # fmt: skip
+
+
+def _convolution(name: str, op: Operation, chip: Target) -> Iterator[Finding]:
+    if chip.kernel is not None and (op.kernel[0] != op.kernel[1] or op.kernel[0] > chip.kernel):
+        why = f"those of {chip.name} are square, of at most {chip.kernel}x{chip.kernel}"
+        yield Finding(name, f"a kernel of {_size(op.kernel)}", why, "use a smaller square kernel; zeros make one square")
+    if chip.strides is not None and set(op.stride) - set(chip.strides):
+        why = f"{chip.name} has strides of {', '.join(map(str, chip.strides))}"
+        yield Finding(name, f"a stride of {_size(op.stride)}", why, "use one of those")
+    if chip.padding is not None and max(op.padding) > chip.padding:
+        yield Finding(name, f"a padding of {_size(op.padding)}", f"{chip.name} pads by at most {chip.padding}", "pad less")
+    if chip.kernel is not None and op.dilation != (1, 1):
+        yield Finding(name, f"a dilation of {_size(op.dilation)}", f"{chip.name} has none", "use dilation=1")
+
+
+def _connections(layer: OutlinedLayer, readers: list[str], chip: Target) -> Iterator[Finding]:
+    name = layer.name
+    back = [c.source for c in layer.connections if c.lag]
+    if back and not chip.recurrent:
+        yield Finding(name, f"feedback from {', '.join(back)}", f"{chip.name} has none", "use a network without loops")
+    forward = [c.source for c in layer.connections if not c.lag]
+    if chip.branches is not None and len(forward) > chip.branches:
+        yield Finding(
+            name, f"a sum of {len(forward)} paths ({', '.join(forward)})",
+            f"what a core of {chip.name} reads goes through one kernel", "use a network without skip connections",
+        )  # fmt: skip
+    if chip.destinations is not None and len(readers) > chip.destinations:
+        why = f"a core of {chip.name} sends to {chip.destinations}"
+        yield Finding(name, f"{len(readers)} layers read it ({', '.join(readers)})", why, "let fewer layers read it")
+
+
+def _sizes(outline: Outline, chip: Target) -> Iterator[Finding]:
+    for layer in outline.populations:
+        assert isinstance(layer, OutlinedLayer)
+        made = layer.shape
+        read = outline.input_shape if any(c.source == outline.input for c in layer.connections) else None
+        for shape, most, what in ((made, chip.output_size, "makes"), (read, chip.input_size, "reads")):
+            if most is not None and shape is not None and max(shape[1:], default=1) > most:
+                why = f"a layer of {chip.name} {what} at most {most}x{most}"
+                yield Finding(layer.name, f"it {what} maps of {_size(shape[1:])}", why, "pool or use a stride before")
+        if chip.channels is not None and made[0] > chip.channels and layer.kind != "max":
+            why = f"a layer of {chip.name} has at most {chip.channels:,}"
+            yield Finding(layer.name, f"{made[0]:,} channels", why, "use fewer")
+
+
+def _memories(outline: Outline, chip: Target) -> Iterator[Finding]:
+    """Each layer needs a core of its own whose two memories hold it."""
+    assert chip.weight_memory is not None
+    assert chip.neuron_memory is not None
+    layers = [p for p in outline.populations if isinstance(p, OutlinedLayer) and p.kind not in ("max", "readout")]
+    needs = [(_weight_entries(p), len(p.bias)) for p in layers]
+    cores = list(zip(chip.weight_memory, chip.neuron_memory))
+    holds = np.array([[w <= core[0] and n <= core[1] for core in cores] for w, n in needs])
+    for layer, (weights, count), able in zip(layers, needs, holds):
+        if not able.any():
+            room = max((w for w, n in cores if n >= count), default=0)
+            most = f"{room:,} where {count:,} neurons fit" if room else f"at most {max(chip.neuron_memory):,} neurons"
+            yield Finding(
+                layer.name, f"{weights:,} numbers for weights and {count:,} for neurons", f"a core of {chip.name} holds {most}",
+                "use fewer channels, a smaller kernel, or pool before it",
+            )  # fmt: skip
+    placed = holds[holds.any(1)]
+    rows, columns = linear_sum_assignment(~placed) if len(placed) else (np.zeros(0, int), np.zeros(0, int))
+    fitting = int(placed[rows, columns].sum())
+    if len(layers) > len(cores):
+        yield Finding("", f"{len(layers)} layers", f"{chip.name} has {len(cores)} cores, one a layer", "use fewer layers")
+    elif fitting < len(placed):
+        yield Finding(
+            "", f"{len(placed)} layers fit a core each, but only {fitting} of them at once",
+            f"cores of {chip.name} with large memories for weights have small ones for neurons",
+            "make the early layers' maps or the late layers' kernels smaller",
+        )  # fmt: skip
+
+
+def _weight_entries(layer: OutlinedLayer) -> int:
+    """Numbers in the memory of weights: places in the kernel and output channels are addressed in powers of two.
+
+    A dense layer is a convolution whose kernel is the map before it.
+    """
+    total = 0
+    for c in layer.connections:
+        shape: tuple[int, ...] = ()
+        for op in getattr(c, "operations", ()):
+            if op.kind in CONVOLUTIONS or op.kind == "Linear":
+                channels, *sizes = (op.before[0], *op.kernel) if op.kind != "Linear" else (shape or op.before)
+                total += channels * 2 ** (_bits(int(np.prod(sizes))) + _bits(op.after[0]))
+            shape = op.before if op.kind == "shape" else ()
+    return total
+
+
+def _bits(count: int) -> int:
+    return (count - 1).bit_length()
+
+
+def _counts(found: Budget, outline: Outline, chip: Target) -> Iterator[Finding]:
+    for text in found.problems:
+        if chip.chips == 1 and text.startswith("the network needs "):
+            continue  # told below, or by its layers
+        what, _, change = text.partition("; ")
+        where = next((p.name for p in outline.populations if f"layer {p.name!r}" in what), "")
+        _, _, what = what.partition(f"layer {where!r} ") if where and what.startswith("layer") else ("", "", what)
+        what, _, why = what.partition(", and ")
+        yield Finding(where, what, why or f"{chip.name} has no more", change or "use a smaller network")
+    for layer in found.layers:
+        for count, most, what in ((layer.fan_in, chip.fan_in, "read"), (layer.fan_out, chip.fan_out, "feed")):
+            if most is not None and count > most:
+                why = f"one of {chip.name} {what}s at most {most}"
+                yield Finding(layer.name, f"neurons {what} {count:,} others", why, "prune synapses, or use a smaller layer")
+    if not found.layers:
+        yield Finding("", "no layer of neurons", f"{chip.name} computes nothing else", "put neurons before the output")
+        return
+    output = found.layers[-1]
+    hidden = sum(layer.neurons for layer in found.layers) - output.neurons
+    inputs = int(np.prod(outline.input_shape))
+    synapses = sum(layer.synapses for layer in found.layers)
+    rows = ((inputs, chip.inputs, "inputs"), (hidden, chip.hidden, "hidden neurons"), (output.neurons, chip.outputs, "outputs"))
+    for count, most, what in (*rows, (synapses, chip.synapses if chip.chips == 1 else None, "synapses")):
+        if most is not None and count > most:
+            yield Finding("", f"{count:,} {what}", f"{chip.name} has {most:,}", "use a smaller network, or another chip")
+
+
+def _size(shape: tuple[int, ...]) -> str:
+    return "x".join(map(str, shape))

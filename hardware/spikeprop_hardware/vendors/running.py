@@ -1,0 +1,71 @@
+"""A vendor's simulator in an environment of its own: jobs are arrays in one file, and so are their results.
+
+A job is what one of the modules ``*_worker`` needs to simulate a network on some samples. Many jobs share a process, for starting
+one takes longer than most of them.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+Arrays = dict[str, np.ndarray]
+
+
+def run_jobs(environment: object, worker: str, jobs: Sequence[Arrays], notify: Callable[[str], None]) -> list[Arrays]:
+    """Run jobs in a vendor's environment.
+
+    Args:
+        environment: an ``Environment``, which is made where it is missing.
+        worker: name of a module of this package, which calls ``serve``.
+        jobs: whose arrays have names without a slash at the start.
+        notify: called with a message when the environment is made.
+
+    Raises:
+        SimulatorMissing: the environment cannot be made.
+        HardwareError: the simulator failed.
+    """
+    from spikeprop_hardware.environment import Environment
+    from spikeprop_hardware.workers import PATIENCE, copy_package, run_worker
+
+    assert isinstance(environment, Environment)
+    python = environment.python(notify)
+    with tempfile.TemporaryDirectory(prefix="spikeprop-vendor-") as temporary:
+        folder = Path(temporary)
+        copy_package(folder)
+        _write(folder / "jobs.npz", jobs)
+        command = [str(python), "-m", f"spikeprop_hardware.vendors.{worker}"]
+        run_worker(environment.title, command, folder, lambda *_: None, PATIENCE)
+        return _read(folder / "result.npz")
+
+
+def serve(simulate: Callable[[Arrays], Arrays]) -> None:
+    """In the vendor's environment: run ``simulate`` on each job of jobs.npz, and write result.npz."""
+    jobs = _read(Path("jobs.npz"))
+    results = []
+    for done, job in enumerate(jobs, 1):
+        results.append(simulate(job))
+        sys.stdout.write(f"progress {done} {len(jobs)}\n")
+        sys.stdout.flush()
+    _write(Path("result.npz"), results)
+
+
+def _write(path: Path, jobs: Sequence[Arrays]) -> None:
+    arrays: Any = {f"{i}/{key}": value for i, job in enumerate(jobs) for key, value in job.items()}
+    np.savez(path, jobs=len(jobs), **arrays)
+
+
+def _read(path: Path) -> list[Arrays]:
+    jobs: list[Arrays]
+    with np.load(path) as file:
+        jobs = [{} for _ in range(int(file["jobs"]))]
+        for name in file.files:
+            number, slash, key = name.partition("/")
+            if slash:
+                jobs[int(number)][key] = file[name]
+    return jobs

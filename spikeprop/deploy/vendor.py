@@ -1,0 +1,89 @@
+"""A network in the arithmetic of a chip that is not Loihi 2's: our model of the chip, and its vendor's simulator beside it.
+
+``spikeprop_hardware.vendors`` has one module a chip. Where the chip's output is spikes, the host sums those of the last layer of
+neurons with the weights of the readout.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import spikeprop_hardware as hardware
+from torch import Tensor
+
+from spikeprop.deploy.comparison import record
+from spikeprop.deploy.reading import layer_names
+from spikeprop.errors import HardwareError
+from spikeprop.runtime.batches import Sequences
+from spikeprop.snn import INPUT, SpikingNetwork
+
+VENDORS = ("loihi1", "speck", "xylo")
+
+
+def simulate_on_chip(
+    network: SpikingNetwork,
+    file: Path,
+    images: Any,
+    labels: Tensor,
+    timesteps: int | None,
+    notify: Callable[[str], None],
+    target: str,
+    *,
+    vendor: bool = False,
+) -> dict[str, Any]:
+    """Run a NIR file in a chip's integers.
+
+    Args:
+        network, file, images, labels, timesteps, notify: as of ``compare``; sequences have one length.
+        target: one of ``VENDORS``.
+        vendor: run the vendor's simulator too, in an environment of its own, and compare every spike.
+
+    Returns:
+        samples, timesteps, layers (spikes in PyTorch and on the chip), accuracy (percent, of both); with ``vendor`` mismatches by
+        layer (spikes in which our model and the vendor's differ) and spikes_equal.
+
+    Raises:
+        HardwareError: a network or inputs that the chip does not take, or its vendor's simulator cannot be had.
+    """
+    if isinstance(images, Sequences):
+        raise HardwareError("sequences of unequal length are not simulated on a chip: give those of one length")
+    module, graph = import_module(f"spikeprop_hardware.vendors.{target}"), hardware.read_nir(file)
+    plan, names = hardware.lay_out(graph), layer_names(graph)
+    floats, output = record(network, images, timesteps)
+    inputs = floats.pop(INPUT)
+    late = module.late(plan)  # as many empty steps follow, in which what was sent arrives
+    given = np.concatenate([inputs, np.zeros((len(inputs), late, *inputs.shape[2:]))], axis=1)
+    lowered = module.lower(plan, timesteps=given.shape[1]) if target == "loihi1" else module.lower(plan)
+    trains = module.simulate(lowered, given)
+    predictions = {"pytorch": output[:, -1].argmax(1), target: _readout(plan, trains, late).argmax(1)}
+    sent = {str(names.get(node, node)): np.count_nonzero(train) for node, train in trains.items() if node != plan.readout.name}
+    found: dict[str, Any] = {
+        "samples": len(labels),
+        "timesteps": inputs.shape[1],
+        "layers": {name: [int(np.count_nonzero(floats[name])), int(count)] for name, count in sent.items()},
+        "accuracy": {name: 100 * float((own == labels.numpy()).mean()) for name, own in predictions.items()},
+    }
+    if vendor:
+        theirs = module.run(lowered, given, notify)
+        wrong = {str(names.get(node, node)): int((train != theirs[node]).sum()) for node, train in trains.items()}
+        found |= {"mismatches": wrong, "spikes_equal": not any(wrong.values())}
+    return found
+
+
+def _readout(plan: hardware.ChipNetwork, trains: dict[str, np.ndarray], late: int) -> np.ndarray:
+    """The output at the end (samples, classes): the chip's potentials, or the host's sum."""
+    readout = plan.readout
+    if readout.name in trains:
+        return trains[readout.name][:, -1]
+    if not plan.accumulates:
+        raise HardwareError(
+            f"the host sums spikes, and this network's output is the {plan.read} of a potential: use read = 'sum'"
+        )
+    steps = slice(plan.readout_from + late, None)
+    sums = [(c.matrix @ trains[c.source][:, steps].sum(1).T).T for c in readout.connections]
+    counted = next(iter(trains.values())).shape[1] - late - plan.readout_from
+    return np.sum(sums, axis=0) + readout.bias * counted
