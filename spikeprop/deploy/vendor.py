@@ -59,7 +59,7 @@ def simulate_on_chip(
     given = np.concatenate([inputs, np.zeros((len(inputs), late, *inputs.shape[2:]))], axis=1)
     lowered = module.lower(plan, timesteps=given.shape[1]) if target == "loihi1" else module.lower(plan)
     trains = module.simulate(lowered, given)
-    predictions = {"pytorch": output[:, -1].argmax(1), target: _readout(plan, trains, late).argmax(1)}
+    predictions = {"pytorch": output[:, -1].argmax(1), target: _readout(plan, trains, given, late).argmax(1)}
     sent = {str(names.get(node, node)): np.count_nonzero(train) for node, train in trains.items() if node != plan.readout.name}
     found: dict[str, Any] = {
         "samples": len(labels),
@@ -74,8 +74,8 @@ def simulate_on_chip(
     return found
 
 
-def _readout(plan: hardware.ChipNetwork, trains: dict[str, np.ndarray], late: int) -> np.ndarray:
-    """The output at the end (samples, classes): the chip's potentials, or the host's sum."""
+def _readout(plan: hardware.ChipNetwork, trains: dict[str, np.ndarray], given: np.ndarray, late: int) -> np.ndarray:
+    """The output at the end (samples, classes): the chip's potentials, or the host's sum of spikes and ``given``, the input."""
     readout = plan.readout
     if readout.name in trains:
         return trains[readout.name][:, -1]
@@ -83,7 +83,8 @@ def _readout(plan: hardware.ChipNetwork, trains: dict[str, np.ndarray], late: in
         raise HardwareError(
             f"the host sums spikes, and this network's output is the {plan.read} of a potential: use read = 'sum'"
         )
-    steps = slice(plan.readout_from + late, None)
-    sums = [(c.matrix @ trains[c.source][:, steps].sum(1).T).T for c in readout.connections]
-    counted = next(iter(trains.values())).shape[1] - late - plan.readout_from
+    counted = given.shape[1] - late - plan.readout_from
+    read = {name: train[:, plan.readout_from + late :] for name, train in trains.items()}
+    read[plan.input] = given.reshape(*given.shape[:2], -1)[:, plan.readout_from : plan.readout_from + counted]
+    sums = [(c.matrix @ read[c.source].sum(1).T).T for c in readout.connections]
     return np.sum(sums, axis=0) + readout.bias * counted

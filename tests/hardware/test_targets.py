@@ -136,6 +136,24 @@ def test_neurons_resets_leaks_and_counts_of_other_chips() -> None:
     assert wrong(network, Loihi2(bytes_per_core=40)) == [("2", "has neurons with 70 synapses, 82 bytes")]
 
 
+def test_the_limits_of_a_chip_are_not_those_of_the_host_that_computes_its_output(tmp_path: Path) -> None:
+    pooled = spiking(nn.Conv2d(2, 8, 3), nn.ReLU(), nn.AvgPool2d(6), nn.Flatten(), nn.Linear(8, 3), shape=(2, 8, 8))
+    first = Layer([("input", Synapse([nn.Linear(6, 5)]))], IF())
+    last = Layer([("a", Synapse([nn.Linear(5, 3)])), ("input", Synapse([nn.Linear(6, 3)]))], None)
+    around = SpikingNetwork({"a": first, "o": last}, Poisson(), (6,))
+    for network, shape in ((pooled, (2, 8, 8)), (around, (6,))):
+        assert wrong(network, "speck") == []
+        export(network.eval(), tmp_path / "n.nir")
+        given = network, tmp_path / "n.nir", torch.rand(40, *shape), torch.zeros(40, dtype=torch.int64), 40, print
+        found = simulate_on_chip(*given, "speck")
+        assert found["accuracy"]["speck"] == pytest.approx(found["accuracy"]["pytorch"], abs=20)
+
+
+def test_a_network_without_neurons_is_told() -> None:
+    network = spiking(nn.Linear(6, 3), shape=(6,))
+    assert wrong(network, "speck") == wrong(network, "xylo") == [("", "no layer of neurons")]
+
+
 def test_a_layer_that_no_chip_computes_does_not_hide_the_others() -> None:
     first = Layer([("input", Synapse([nn.Conv2d(1, 4, 3), nn.ConvTranspose2d(4, 4, 3)]))], IF())
     pool = Layer([("a", Synapse([]))], SpikingMaxPool(2))

@@ -6,13 +6,14 @@ network says what the host must do, or what the chip does in another way.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from scipy.optimize import linear_sum_assignment
 
 from spikeprop_hardware.chip import Budget, budget
+from spikeprop_hardware.network import Population
 from spikeprop_hardware.targets.names import target as found_target
 from spikeprop_hardware.targets.outline import Operation, Outline, OutlinedLayer
 from spikeprop_hardware.targets.target import NEURONS, POOLINGS, Target
@@ -80,11 +81,14 @@ def fits(outline: Outline, target: str | Target) -> Fit:
     """
     chip = found_target(target)
     found = [*_of_the_input(outline, chip)]
+    on_chip = [p for p in outline.populations if not _by_host(p, chip)]
     for layer in outline.populations:
         assert isinstance(layer, OutlinedLayer)
-        readers = [p.name for p in outline.populations for c in p.connections if c.source == layer.name]
-        found += [*_dynamics(layer, chip), *_operations(layer, chip), *_connections(layer, readers, chip)]
-    found += _sizes(outline, chip)
+        readers = [p.name for p in on_chip for c in p.connections if c.source == layer.name]
+        found += _dynamics(layer, chip)
+        if not _by_host(layer, chip):
+            found += [*_operations(layer, chip), *_connections(layer, readers, chip)]
+    found += _sizes(on_chip, outline, chip)
     if chip.weight_memory is not None:
         found += _memories(outline, chip)
     counted = budget(outline, chip) if outline.computable else None
@@ -94,6 +98,11 @@ def fits(outline: Outline, target: str | Target) -> Fit:
     return Fit(
         chip.name, sorted(found, key=lambda f: order.get(f.layer, -1 if f.layer == outline.input else len(order))), counted
     )
+
+
+def _by_host(layer: Population, chip: Target) -> bool:
+    """Whether the host computes a layer, of the spikes that it reads there: the chip's limits are not its limits."""
+    return isinstance(layer, OutlinedLayer) and layer.kind == "readout" and not chip.real_output
 
 
 def _of_the_input(outline: Outline, chip: Target) -> Iterator[Finding]:
@@ -223,8 +232,8 @@ def _connections(layer: OutlinedLayer, readers: list[str], chip: Target) -> Iter
         yield Finding(name, f"{len(readers)} layers read it ({', '.join(readers)})", why, "let fewer layers read it")
 
 
-def _sizes(outline: Outline, chip: Target) -> Iterator[Finding]:
-    for layer in outline.populations:
+def _sizes(layers: Sequence[Population], outline: Outline, chip: Target) -> Iterator[Finding]:
+    for layer in layers:
         assert isinstance(layer, OutlinedLayer)
         made = layer.shape
         read = outline.input_shape if any(c.source == outline.input for c in layer.connections) else None
@@ -244,7 +253,7 @@ def _memories(outline: Outline, chip: Target) -> Iterator[Finding]:
     layers = [p for p in outline.populations if isinstance(p, OutlinedLayer) and p.kind not in ("max", "readout")]
     needs = [(_weight_entries(p), len(p.bias)) for p in layers]
     cores = list(zip(chip.weight_memory, chip.neuron_memory))
-    holds = np.array([[w <= core[0] and n <= core[1] for core in cores] for w, n in needs])
+    holds = np.array([[w <= core[0] and n <= core[1] for core in cores] for w, n in needs]).reshape(-1, len(cores))
     for layer, (weights, count), able in zip(layers, needs, holds):
         if not able.any():
             room = max((w for w, n in cores if n >= count), default=0)
