@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import spikeprop_hardware as hardware
+from spikeprop_hardware.recording import read_out
 from torch import Tensor
 
 from spikeprop.deploy.comparison import record
@@ -76,15 +77,17 @@ def simulate_on_chip(
 
 def _readout(plan: hardware.ChipNetwork, trains: dict[str, np.ndarray], given: np.ndarray, late: int) -> np.ndarray:
     """The output at the end (samples, classes): the chip's potentials, or the host's sum of spikes and ``given``, the input."""
-    readout = plan.readout
+    readout, steps = plan.readout, given.shape[1] - late
     if readout.name in trains:
-        return trains[readout.name][:, -1]
+        potentials = trains[readout.name].astype(np.int64)
+        before = potentials[:, late - 1 : late] if late and plan.accumulates else 0  # biases, before the first input has arrived
+        return read_out(potentials[:, late:] - before, plan)[:, -1]
     if not plan.accumulates:
         raise HardwareError(
             f"the host sums spikes, and this network's output is the {plan.read} of a potential: use read = 'sum'"
         )
-    counted = given.shape[1] - late - plan.readout_from
-    read = {name: train[:, plan.readout_from + late :] for name, train in trains.items()}
-    read[plan.input] = given.reshape(*given.shape[:2], -1)[:, plan.readout_from : plan.readout_from + counted]
+    first = plan.readout_from if plan.readout_from < steps else 0
+    read = {name: train[:, first + late :] for name, train in trains.items()}
+    read[plan.input] = given.reshape(*given.shape[:2], -1)[:, first:steps]
     sums = [(c.matrix @ read[c.source].sum(1).T).T for c in readout.connections]
-    return np.sum(sums, axis=0) + readout.bias * counted
+    return np.sum(sums, axis=0) + readout.bias * (steps - first)

@@ -7,6 +7,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torchvision
@@ -17,12 +18,14 @@ from spikeprop_hardware.targets import TARGETS, Generic, Loihi2, Speck, Target, 
 from spikeprop_hardware.targets.energy import access_joules, energy_table
 from spikeprop_hardware.targets.fitting import fits
 from spikeprop_hardware.targets.target import LAYERS, NEURONS, POOLINGS, RESETS
+from spikeprop_hardware.vendors import loihi1
 from torch import nn
 
 from spikeprop.ann import VGG
 from spikeprop.convert import spiking as from_module
 from spikeprop.convert.graph import to_spiking
 from spikeprop.deploy import VENDORS, RunOn, compare, export, simulate_on_chip, to_nir
+from spikeprop.deploy.vendor import _readout as chip_output
 from spikeprop.snn import IF, LIF, CubaLIF, Direct, Encoder, Layer, Poisson, SpikingMaxPool, SpikingNetwork, Synapse
 from spikeprop.snn.outline import outline
 from tests.hardware import counting
@@ -253,6 +256,29 @@ def test_a_network_runs_in_the_chip_s_own_arithmetic(chip: str, tmp_path: Path) 
     for name, (floats, whole) in found["layers"].items():
         assert abs(whole - floats) <= 0.25 * floats + 20, name
     assert found["accuracy"]["pytorch"] == pytest.approx(found["accuracy"][chip], abs=25)
+
+
+def test_the_output_of_a_late_chip_counts_the_steps_of_the_network(tmp_path: Path) -> None:
+    """Inputs of 0 leave the biases of the readout, 0.5 and 0.25, T times; of a delayed readout without those of the delay. Where
+    class 1 leads by its spikes before the delay, class 0 by those after it, the later ones decide."""
+    layers = [nn.Linear(2, 2, bias=False), nn.ReLU(), nn.Linear(2, 2, bias=False), nn.ReLU(), nn.Linear(2, 2)]
+    network = spiking(*layers, shape=(2,), neuron=lambda: IF(v_threshold=0.5, reset="zero")).eval()
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.copy_(torch.tensor([0.5, 0.25]) if parameter.ndim == 1 else torch.eye(2))
+    plan = lay_out(to_nir(network))
+    for delay, wanted in ((0, [4.0, 2.0]), (3, [2.5, 1.25])):
+        plan.readout_from = delay
+        late = loihi1.late(plan)
+        assert late == 3
+        given = np.zeros((1, 8 + late, 2))
+        lowered = loihi1.lower(plan, timesteps=given.shape[1])
+        output = chip_output(plan, loihi1.simulate(lowered, given), given, late) * lowered.readout.unit
+        np.testing.assert_allclose(output, [wanted], rtol=0.01)
+    given[0, :3, 1], given[0, 3:5, 0] = 1, 1
+    trains = loihi1.simulate(lowered, given)
+    output = chip_output(plan, trains, given, late) * lowered.readout.unit
+    np.testing.assert_allclose(output, [[4.5, 1.25]], rtol=0.01)
 
 
 def test_energies_by_hand_and_the_network_that_loses_is_told() -> None:
