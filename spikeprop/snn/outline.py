@@ -70,7 +70,8 @@ def _layer(name: str, layer: Layer, shapes: dict[str, Shape]) -> OutlinedLayer:
     return outlined(
         name, shapes[name], connections, kind=kind, advice=advice, to_zero=getattr(dynamics, "reset", "") == "zero",
         levels=int(getattr(dynamics, "levels", 0)), pools=isinstance(dynamics, SpikingMaxPool), leaks=_leaks(dynamics),
-        synaptic_leak=torch.ones(1).numpy() if isinstance(dynamics, CubaLIF) else None,
+        synaptic_leak=_known(dynamics.synaptic_leak, 1.0) if isinstance(dynamics, CubaLIF) else None,
+        v_init=_known(dynamics.v_init, 0.0) if isinstance(dynamics, Neuron) else 0.0,
         adaptation=torch.ones(1).numpy() if isinstance(dynamics, ALIF) else None,
     )  # fmt: skip
 
@@ -91,6 +92,11 @@ def _leaks(dynamics: Any) -> tuple[float, ...]:
         if isinstance(value, Tensor) and value.device.type != "meta":
             found |= set(value.detach().unique().tolist())
     return tuple(sorted(found))
+
+
+def _known(value: Tensor, otherwise: float) -> Any:
+    """The different numbers of a tensor; on the meta device there is none."""
+    return (torch.full((1,), otherwise) if value.device.type == "meta" else value.detach().cpu().unique()).numpy()
 
 
 def _connection(source: str, synapse: Synapse, shape: Shape, lag: int, layer: Layer) -> OutlinedConnection:

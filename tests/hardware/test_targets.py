@@ -18,7 +18,7 @@ from spikeprop_hardware.targets import TARGETS, Generic, Loihi2, Speck, Target, 
 from spikeprop_hardware.targets.energy import access_joules, energy_table
 from spikeprop_hardware.targets.fitting import fits
 from spikeprop_hardware.targets.target import LAYERS, NEURONS, POOLINGS, RESETS
-from spikeprop_hardware.vendors import loihi1
+from spikeprop_hardware.vendors import loihi1, xylo
 from torch import nn
 
 from spikeprop.ann import VGG
@@ -128,6 +128,7 @@ def test_neurons_resets_leaks_and_counts_of_other_chips() -> None:
         ("0", "LIF neurons"),
         ("0", "a leak of 0.9"),
         ("0", "a bias"),
+        ("0", "the last neurons read the input"),
         ("", "20 inputs"),
         ("", "70 outputs"),
     ]
@@ -150,6 +151,37 @@ def test_the_limits_of_a_chip_are_not_those_of_the_host_that_computes_its_output
         given = network, tmp_path / "n.nir", torch.rand(40, *shape), torch.zeros(40, dtype=torch.int64), 40, print
         found = simulate_on_chip(*given, "speck")
         assert found["accuracy"]["speck"] == pytest.approx(found["accuracy"]["pytorch"], abs=20)
+
+
+def currents(source: str, inputs: int, outputs: int, bias: bool = False, **given: Any) -> Layer:
+    settings = {"v_threshold": 0.25, "leak": 0.75, "synaptic_leak": 0.5} | given
+    return Layer([(source, Synapse([nn.Linear(inputs, outputs, bias=bias)]))], CubaLIF(**settings))
+
+
+def test_what_a_chip_s_own_arithmetic_refuses_is_found_before() -> None:
+    """``lower`` refuses each of these networks, so that no ``fits`` may say that they fit."""
+    read, last = currents("input", 6, 5), Layer([("b", Synapse([nn.Linear(4, 3)]))], None)
+    two = Layer([("b", Synapse([nn.Linear(4, 3)])), ("a", Synapse([nn.Linear(5, 3)]))], None)
+    one = Layer([("a", Synapse([nn.Linear(5, 3)]))], None)
+    itself = currents("a", 5, 4)
+    itself = Layer([("a", itself.synapses[0])], itself.neuron, feedback=[("b", Synapse([nn.Linear(4, 4, bias=False)]))])
+    xylo_s = {
+        "a start at 0.5 thresholds": {"a": read, "b": currents("a", 5, 4, v_init=0.5), "o": last},
+        "a synaptic leak of 0": {"a": read, "b": currents("a", 5, 4, synaptic_leak=0.0), "o": last},
+        "the last neurons read the input": {"a": read, "o": one},
+        "it reads the last neurons (b)": {"a": read, "b": itself, "o": last},
+        "the output reads a": {"a": read, "b": currents("a", 5, 4), "o": two},
+    }
+    for what, layers in xylo_s.items():
+        network = SpikingNetwork(layers, Poisson(), (6,))
+        assert [found for _, found in wrong(network, "xylo")] == [what]
+        with pytest.raises(HardwareError, match=r"layer|readout"):
+            xylo.lower(lay_out(to_nir(network)))
+    biased = SpikingNetwork({"a": currents("input", 6, 5, bias=True, reset="zero"), "o": one}, Poisson(), (6,))
+    assert wrong(biased, "loihi1") == [("a", "a bias")]
+    with pytest.raises(HardwareError, match="bias beside a synaptic current"):
+        loihi1.lower(lay_out(to_nir(biased)))
+    assert not wrong(spiking(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 3), shape=(6,), neuron=lambda: IF(reset="zero")), "loihi1")
 
 
 def test_a_network_without_neurons_is_told() -> None:

@@ -88,6 +88,8 @@ def fits(outline: Outline, target: str | Target) -> Fit:
         found += _dynamics(layer, chip)
         if not _by_host(layer, chip):
             found += [*_operations(layer, chip), *_connections(layer, readers, chip)]
+    if chip.output_apart:
+        found += _of_the_output(outline, chip)
     found += _sizes(on_chip, outline, chip)
     if chip.weight_memory is not None:
         found += _memories(outline, chip)
@@ -143,6 +145,13 @@ def _dynamics(layer: OutlinedLayer, chip: Target) -> Iterator[Finding]:
         yield Finding(
             name, f"a reset by {reset}", f"{chip.name} resets by {other}", f"use reset={other} from the start, and train"
         )
+    if not chip.starts and np.any(layer.v_init):
+        start = np.ravel(layer.v_init)[np.abs(layer.v_init).argmax()]
+        yield Finding(name, f"a start at {start:.3g} thresholds", f"neurons of {chip.name} start at 0", "use v_init=0")
+    if chip.leaks == "powers of two" and layer.synaptic_leak is not None and not layer.synaptic_leak.all():
+        yield Finding(
+            name, "a synaptic leak of 0", f"a current of {chip.name} outlives its step", "use synaptic_leak=0.5 or more"
+        )
     wrong = [leak for leak in layer.leaks if leak not in (0.0, 1.0) and not float(np.log2(1 - leak)).is_integer()]
     if chip.leaks == "powers of two" and wrong:
         nearest = 1 - 2.0 ** round(float(np.log2(1 - wrong[0])))
@@ -171,8 +180,11 @@ def _operations(layer: OutlinedLayer, chip: Target) -> Iterator[Finding]:
                 )  # fmt: skip
             elif op.kind in CONVOLUTIONS:
                 yield from _convolution(layer.name, op, chip)
-        if not chip.biases and layer.kind != "readout" and any(op.bias for op in operations):
-            yield Finding(layer.name, "a bias", f"{chip.name} has none that is equal", "use bias=False, and no batch-norm")
+        if layer.kind in NEURONS and layer.kind not in chip.biases and any(op.bias for op in operations):
+            why = (
+                f"those of {layer.kind} neurons of {chip.name} are not equal" if chip.biases else f"{chip.name} has no equal one"
+            )
+            yield Finding(layer.name, "a bias", why, "use bias=False, and no batch-norm")
         weighted = [i for i, op in enumerate(operations) if op.weights]
         if chip.branches is not None and len(weighted) > 1:
             yield Finding(
@@ -230,6 +242,23 @@ def _connections(layer: OutlinedLayer, readers: list[str], chip: Target) -> Iter
     if chip.destinations is not None and len(readers) > chip.destinations:
         why = f"a core of {chip.name} sends to {chip.destinations}"
         yield Finding(name, f"{len(readers)} layers read it ({', '.join(readers)})", why, "let fewer layers read it")
+
+
+def _of_the_output(outline: Outline, chip: Target) -> Iterator[Finding]:
+    spiking = [p for p in outline.populations if p.theta is not None]
+    last = spiking[-1].name if spiking else ""
+    for layer in outline.populations:
+        sources = dict.fromkeys(c.source for c in layer.connections)
+        if layer.name == last and outline.input in sources:
+            yield Finding(
+                last, "the last neurons read the input", f"{chip.name} has hidden neurons between", "put a layer before it"
+            )
+        if layer.theta is not None and last in sources:
+            why = f"output neurons of {chip.name} send to nothing else"
+            yield Finding(layer.name, f"it reads the last neurons ({last})", why, "put a layer of neurons behind them")
+        if layer.theta is None and (others := [source for source in sources if source != last]) and spiking:
+            why = f"the host of {chip.name} reads the output neurons alone"
+            yield Finding(layer.name, f"the output reads {', '.join(others)}", why, f"let it read {last} alone")
 
 
 def _sizes(layers: Sequence[Population], outline: Outline, chip: Target) -> Iterator[Finding]:
