@@ -58,7 +58,8 @@ def simulate_on_chip(
     inputs = floats.pop(INPUT)
     late = module.late(plan)  # as many empty steps follow, in which what was sent arrives
     given = np.concatenate([inputs, np.zeros((len(inputs), late, *inputs.shape[2:]))], axis=1)
-    lowered = module.lower(plan, timesteps=given.shape[1]) if target == "loihi1" else module.lower(plan)
+    own = {"input_limit": max(1.0, float(given.max())), "timesteps": given.shape[1]} if target == "loihi1" else {}
+    lowered = module.lower(plan, **own)
     trains = module.simulate(lowered, given)
     predictions = {"pytorch": output[:, -1].argmax(1), target: _readout(plan, trains, given, late).argmax(1)}
     sent = {str(names.get(node, node)): np.count_nonzero(train) for node, train in trains.items() if node != plan.readout.name}

@@ -45,7 +45,7 @@ def outline(network: Any) -> Outline:
         network = folded(network) if needs_folding(network) else network
     shapes = network.shapes()
     found = Outline(tuple(network.input_shape), INPUT, encoder=type(network.encoder).__name__, read=network.read)
-    found.real_input = not network.encoder.spikes
+    found.real_input, found.signed_input = not network.encoder.spikes, bool(getattr(network.encoder, "signed", False))
     for name, layer in network.named_layers():
         found.populations.append(_layer(name, layer, shapes))
     found.output = found.populations[-1].name

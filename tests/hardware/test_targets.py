@@ -26,7 +26,20 @@ from spikeprop.convert import spiking as from_module
 from spikeprop.convert.graph import to_spiking
 from spikeprop.deploy import VENDORS, RunOn, compare, export, simulate_on_chip, to_nir
 from spikeprop.deploy.vendor import _readout as chip_output
-from spikeprop.snn import IF, LIF, CubaLIF, Direct, Encoder, Layer, Poisson, SpikingMaxPool, SpikingNetwork, Synapse
+from spikeprop.snn import (
+    IF,
+    LIF,
+    CubaLIF,
+    Delta,
+    Direct,
+    Encoder,
+    Frames,
+    Layer,
+    Poisson,
+    SpikingMaxPool,
+    SpikingNetwork,
+    Synapse,
+)
 from spikeprop.snn.outline import outline
 from tests.hardware import counting
 from tests.hardware.random_networks import KINDS, random_network
@@ -182,6 +195,40 @@ def test_what_a_chip_s_own_arithmetic_refuses_is_found_before() -> None:
     with pytest.raises(HardwareError, match="bias beside a synaptic current"):
         loihi1.lower(lay_out(to_nir(biased)))
     assert not wrong(spiking(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 3), shape=(6,), neuron=lambda: IF(reset="zero")), "loihi1")
+
+
+@pytest.mark.parametrize("chip", VENDORS)
+def test_events_counted_in_frames_run_on_a_chip_of_spikes_and_falls_do_not(chip: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    reset = "zero" if chip == "loihi1" else "subtract"
+    plain = spiking(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3), shape=(6,), neuron=lambda: IF(reset=reset))
+    network = with_currents(6, 8, 8, 3) if chip == "xylo" else plain
+    network.encoder = Frames()
+    fit = network.fits(chip)
+    assert [f.what for f in fit.findings if f.layer == "input"] == ["the input is frames (Frames)"]
+    assert fit
+    export(network.eval(), tmp_path / "n.nir")
+    labels = torch.zeros(5, dtype=torch.int64)
+    events = torch.randint(0, 4, (5, 12, 6)).float()
+    found = simulate_on_chip(network, tmp_path / "n.nir", events, labels, None, print, chip)
+    assert all(count > 0 for _, count in found["layers"].values())
+    with pytest.raises(HardwareError, match=r"spikes|events"):
+        simulate_on_chip(network, tmp_path / "n.nir", events / 2, labels, None, print, chip)
+    network.encoder = Delta()
+    assert wrong(network, chip) == [("input", "the input is spikes of both signs (Delta)")]
+    network.encoder = Delta(signed=False)
+    assert wrong(network, chip) == []
+
+
+def test_a_dense_layer_on_speck_is_a_kernel_over_the_map_before_it() -> None:
+    for size, shape, found in (
+        (784, (1, 28, 28), ["a dense layer over maps of 28x28"]),
+        (15, (1, 3, 5), ["a dense layer over maps of 3x5"]),
+        (256, (1, 16, 16), []),
+        (784, (784,), []),
+    ):
+        network = spiking(nn.Flatten(), nn.Linear(size, 10), nn.ReLU(), nn.Linear(10, 2), shape=shape)
+        assert [what for _, what in wrong(network, "speck")] == found
 
 
 def test_a_network_without_neurons_is_told() -> None:

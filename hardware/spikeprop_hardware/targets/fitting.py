@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from scipy.optimize import linear_sum_assignment
@@ -108,11 +109,23 @@ def _by_host(layer: Population, chip: Target) -> bool:
 
 
 def _of_the_input(outline: Outline, chip: Target) -> Iterator[Finding]:
-    if outline.real_input and not chip.real_input:
+    if chip.real_input:
+        return
+    if outline.signed_input:
+        yield Finding(
+            outline.input, f"the input is spikes of both signs ({outline.encoder})", f"spikes of {chip.name} have none",
+            "send rises alone (signed: false), or falls in channels of their own",
+        )  # fmt: skip
+    if outline.encoder == "Frames":
+        yield Finding(
+            outline.input, "the input is frames (Frames)", f"{chip.name} reads whole numbers of spikes",
+            "count events in the frames; a simulation refuses other numbers", stops=False,
+        )  # fmt: skip
+    elif outline.real_input:
         yield Finding(
             outline.input, f"the input is numbers ({outline.encoder})", f"{chip.name} reads spikes alone",
-            "use a spiking encoder (Poisson, Latency, Delta, or events), or compute the first layer on the host, and count its "
-            "spikes as the input",
+            "use a spiking encoder (Poisson, Latency, Delta, or Frames of counted events), or compute the first layer on the host, "
+            "and count its spikes as the input",
         )  # fmt: skip
 
 
@@ -180,6 +193,7 @@ def _operations(layer: OutlinedLayer, chip: Target) -> Iterator[Finding]:
                 )  # fmt: skip
             elif op.kind in CONVOLUTIONS:
                 yield from _convolution(layer.name, op, chip)
+        yield from _maps(layer.name, operations, chip)
         if layer.kind in NEURONS and layer.kind not in chip.biases and any(op.bias for op in operations):
             why = (
                 f"those of {layer.kind} neurons of {chip.name} are not equal" if chip.biases else f"{chip.name} has no equal one"
@@ -213,6 +227,18 @@ def _pool(name: str, op: Operation, chip: Target) -> Iterator[Finding]:
             name, f"pooling of {given}", f"{chip.name} has {sizes}, side by side",
             "use such windows, or a convolution with a stride in place of the pooling",
         )  # fmt: skip
+
+
+def _maps(name: str, operations: Sequence[Operation], chip: Target) -> Iterator[Finding]:
+    """A dense layer is a convolution whose kernel is the map before it, where a kernel has a limit."""
+    for before, op in pairwise(operations):
+        high, wide = before.before[1:] if len(before.before) == 3 else (1, 1)
+        if chip.kernel is not None and op.kind == "Linear" and before.kind == "shape" and (high != wide or high > chip.kernel):
+            yield Finding(
+                name, f"a dense layer over maps of {high}x{wide}",
+                f"that is a kernel of this size, and those of {chip.name} are square, of at most {chip.kernel}x{chip.kernel}",
+                "pool or use a stride before it; give an input as a vector",
+            )  # fmt: skip
 
 
 def _convolution(name: str, op: Operation, chip: Target) -> Iterator[Finding]:
