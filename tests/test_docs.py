@@ -132,6 +132,19 @@ def test_the_readme_is_short() -> None:
     assert (ROOT / "README.md").stat().st_size <= LARGEST_README
 
 
+def test_every_item_of_a_docstring_has_a_name_and_a_text() -> None:
+    """A line that lost its indentation stops the site's build, which takes minutes."""
+    section = re.compile(r"^( *)(?:Args|Attributes|Raises):\n((?:\1    .*\n|\n)+)", re.MULTILINE)
+    lost = [
+        f"{file.relative_to(ROOT)}: {line.strip()}"
+        for file in sorted([*ROOT.glob("spikeprop/**/*.py"), *ROOT.glob("hardware/spikeprop_hardware/**/*.py")])
+        for indent, items in section.findall(file.read_text())
+        for line in items.splitlines()
+        if re.match(rf"{indent}    \S", line) and not re.match(r"\s*[\w*.][^:]*:(\s|$)", line) and '"""' not in line
+    ]
+    assert lost == []
+
+
 def test_recipes_that_are_named_exist() -> None:
     named = {name for page in PAGES for name in NAMED.findall(page.read_text())}
     assert len(named) > 20
