@@ -1,5 +1,8 @@
 """Errors that users meet, grouped by room. Each message names the thing that is wrong and says how to remedy it."""
 
+import traceback
+from pathlib import Path
+
 from spikeprop_hardware.errors import HardwareError as HardwareError
 from spikeprop_hardware.errors import LavaMissing as LavaMissing
 from spikeprop_hardware.errors import NirError as NirError
@@ -130,3 +133,11 @@ class MarketError(SpikepropError, ValueError):
 
 class ExplainError(SpikepropError):
     """A training step cannot be shown, or the requested part of it does not exist."""
+
+
+def told(error: Exception) -> str:
+    """An error of code from outside: its type, its text, and the file and line of that code; some have a bare word as text."""
+    places = [(frame.f_code.co_filename, line) for frame, line in traceback.walk_tb(error.__traceback__)]
+    ours = str(Path(__file__).parent)
+    own = [(file, line) for file, line in places if not file.startswith((ours, "<")) and "site-packages" not in file]
+    return f"{type(error).__name__}: {error}" + (f" ({own[-1][0]}, line {own[-1][1]})" if own else "")

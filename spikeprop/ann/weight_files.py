@@ -25,6 +25,14 @@ MOST = 1_000_000  # tensors and tables of one file, each as often as it is repea
 SHOWN = 4  # names in a message
 
 
+def check_there(path: Path) -> None:
+    """Raises CheckpointError if there is no such file or folder."""
+    if not path.exists():
+        raise CheckpointError(
+            f"no weights file at {path}; give its path, or put it into the folder {data_folder() / 'weights'}{nearest_path(path)}"
+        )
+
+
 def tables_of(path: Path) -> dict[str, dict[str, Tensor]]:
     """All tables of tensors in a file or folder, by their place in it.
 
@@ -32,10 +40,7 @@ def tables_of(path: Path) -> dict[str, dict[str, Tensor]]:
         CheckpointError: no such file, no tensors in it, a network that was pickled, or shards that are missing.
         DamagedFileError: truncated, altered, or of another kind.
     """
-    if not path.exists():
-        raise CheckpointError(
-            f"no weights file at {path}; give its path, or put it into the folder {data_folder() / 'weights'}{nearest_path(path)}"
-        )
+    check_there(path)
     if path.is_dir():
         return {"": _folder(path)}
     shard = SHARD.fullmatch(path.name)

@@ -77,7 +77,9 @@ class CSVLabels(PictureFiles):
     def listed(self) -> tuple[list[Named], list[Named]]:
         rows = list(self._rows(self.table))
         if self.test_table is not None:
-            return [(file, name) for file, name, _ in rows], [(file, name) for file, name, _ in self._rows(self.test_table)]
+            return [(file, name) for file, name, _ in rows], [
+                (file, name) for file, name, _ in self._rows(self.test_table, "test_table")
+            ]
         if self.split_column is None:
             return held_out([(file, name) for file, name, _ in rows], self.holdout)
         unknown = {split for _, _, split in rows if split.lower() not in (*TRAIN, *TEST)}
@@ -94,13 +96,13 @@ class CSVLabels(PictureFiles):
         dense = "0" in found and top < 10 * len(found) + 100
         return [str(number) for number in range(top + 1)] if dense else sorted(found, key=int)
 
-    def _rows(self, name: str) -> Iterator[tuple[str, str, str]]:
+    def _rows(self, name: str, key: str = "table") -> Iterator[tuple[str, str, str]]:
         """File, class and split of each line; the split is empty without its column."""
         path = next((p for p in (Path(self.root or ".").expanduser() / name, Path(name).expanduser()) if p.is_file()), None)
         if path is None:
             near = nearest_path(self.root or ".") or nearest_path(Path(self.root or ".") / name)
             raise MissingDataError(
-                f"CSVLabels: there is no table {name}{f' in {self.root}' if self.root else ''}; set data.table{near}"
+                f"CSVLabels: there is no table {name}{f' in {self.root}' if self.root else ''}; set data.{key}{near}"
             )
         folder = self.folder() if self.root else path.parent
         lines = _lines(path)

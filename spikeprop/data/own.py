@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, Tenso
 
 from spikeprop.data.base import ImageData, LabelledData, data_root
 from spikeprop.data.own_examples import OwnSplit, example_of, seeded
-from spikeprop.errors import MissingDataError, RecipeError
+from spikeprop.errors import MissingDataError, RecipeError, told
 from spikeprop.recipe.component import hints_of
 from spikeprop.runtime.seeding import generator
 
@@ -156,7 +156,7 @@ class OwnDataset(ImageData):
             except Exception as error:  # code from outside may raise anything
                 name = getattr(source, "__name__", type(source).__name__)
                 kind = RecipeError if isinstance(error, TypeError) else MissingDataError
-                raise kind(f"data: {name} raises {type(error).__name__}: {error}") from error
+                raise kind(f"data: {name} raises {told(error)}") from error
         made = made.dataset if isinstance(made, DataLoader) else made
         if isinstance(made, IterableDataset) or not (hasattr(made, "__getitem__") and hasattr(made, "__len__")):
             raise RecipeError(

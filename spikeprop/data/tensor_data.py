@@ -15,6 +15,7 @@ from spikeprop.data.base import ImageData, InMemorySplit, limited
 from spikeprop.data.sequences import npz_names, read_npz
 from spikeprop.errors import MissingDataError
 from spikeprop.runtime.files import read_tensors
+from spikeprop.runtime.places import nearest_path
 from spikeprop.runtime.torch_files import Inert, read_torch
 
 TEST_NAMES = (("x_test", "y_test"), ("test_images", "test_labels"), ("test_x", "test_y"), ("X_test", "y_test"))
@@ -98,13 +99,13 @@ class TensorData(ImageData):
     @cached_property
     def _parts(self) -> tuple[Pair, Pair]:
         """Training and test images with their labels."""
-        path = self._path(self.train_file)
+        path = self._path("train_file")
         content = self._content(path)
-        train, in_file = self._pair(path, content, self.train_labels, self._pairs(NAMES)), self._test_pairs()
+        train, in_file = self._pair(path, content, "train_labels", self._pairs(NAMES)), self._test_pairs()
         if self.test_file is not None:
-            path = self._path(self.test_file)
+            path = self._path("test_file")
             content = self._content(path)
-            test = self._pair(path, content, self.test_labels, self._pairs((*TEST_NAMES, *NAMES)))
+            test = self._pair(path, content, "test_labels", self._pairs((*TEST_NAMES, *NAMES)))
         elif any(x in content and y in content for x, y in in_file):
             test = self._pair(path, content, None, in_file)
         else:
@@ -125,12 +126,15 @@ class TensorData(ImageData):
             raise MissingDataError(f"TensorData: a label is {top}, and data.names has {len(self.names)} classes")
         return train, test
 
-    def _path(self, name: str) -> Path:
+    def _path(self, key: str) -> Path:
+        """The file of a setting."""
+        name = getattr(self, key)
         own = [Path(self.root).expanduser() / name] if self.root else []
         for path in (*own, Path(name).expanduser(), self.folder() / name):
             if path.is_file():
                 return path
-        raise MissingDataError(f"TensorData: there is no file {own[0] if own else name}; set data.train_file or data.root")
+        missing = own[0] if own else name
+        raise MissingDataError(f"TensorData: there is no file {missing}; set data.{key} or data.root{nearest_path(missing)}")
 
     def _pairs(self, usual: Names) -> Names:
         """Names of images and labels to look for: those that are given, and the usual ones of what is not."""
@@ -146,7 +150,8 @@ class TensorData(ImageData):
         return tuple(dict.fromkeys((images or x, labels or y) for x, y in TEST_NAMES))
 
     def _pair(self, path: Path, content: dict[str, Tensor], labels: str | None, pairs: Names) -> Pair:
-        if labels is not None:
+        """Images and labels of a file, or labels of the file of the setting ``labels``, where that is given."""
+        if labels is not None and getattr(self, labels) is not None:
             y_path = self._path(labels)
             named = self._content(y_path)
             x = content.get(self.images or next((x for x, _ in pairs if x in content), next(iter(content))))

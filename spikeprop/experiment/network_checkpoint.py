@@ -17,9 +17,11 @@ import torch
 from torch import nn
 
 from spikeprop import data as spikeprop_data
+from spikeprop.ann.weight_files import SUFFIXES, check_there
+from spikeprop.ann.weights import find_weights
 from spikeprop.convert import to_spiking
 from spikeprop.data import ImageData, LabelledData
-from spikeprop.errors import CheckpointError, RecipeError, SimulationError, SpikepropError
+from spikeprop.errors import CheckpointError, RecipeError, SimulationError, SpikepropError, told
 from spikeprop.experiment.zoo import located
 from spikeprop.learn import Checkpoint, load_checkpoint, load_model
 from spikeprop.learn.checkpoint import save_checkpoint
@@ -414,21 +416,43 @@ def _cheapest(ann: Component[nn.Module], data: ImageData, use: Callable[[nn.Modu
         return use(*_outline(ann, data, torch.device("cpu")))
 
 
+def check_buildable(ann: Component[nn.Module]) -> None:
+    """Raises RecipeError for an ANN that cannot be built, whatever its weights are."""
+    try:
+        with torch.device("meta"):
+            _made(ann)
+    except Exception:
+        own = ann.parameters().get("weights")
+        if own is None or own.default is None:  # it can do without
+            _made(ann.replace(weights=None) if own is not None else ann)
+
+
+def check_weights(ann: Component[nn.Module]) -> None:
+    """Raises CheckpointError if a file of weights is not there."""
+    weights = ann.arguments.get("weights")
+    if isinstance(weights, str) and Path(weights.partition("#")[0]).suffix in SUFFIXES:
+        check_there(find_weights(weights.partition("#")[0]))
+
+
+def _made(ann: Component[nn.Module]) -> nn.Module:
+    try:
+        return ann.build().eval()
+    except (RuntimeError, ArithmeticError, LookupError, AssertionError) as error:
+        raise RecipeError(f"{ann.path}: {ann.use} cannot be built: {told(error)}") from error
+
+
 @torch.no_grad()
 def _outline(ann: Component[nn.Module], data: ImageData, device: torch.device) -> tuple[nn.Module, tuple[int, ...]]:
     """An ANN on ``device`` ("meta" computes shapes only), and the shape of its outputs for one image."""
     shape = data.input_shape  # before the device counts: a data set of one's own reads an example for it
     with device:
-        try:
-            network = ann.build().eval()
-        except (RuntimeError, ArithmeticError, LookupError, AssertionError) as error:
-            raise RecipeError(f"{ann.path}: {ann.use} cannot be built: {error}") from error
+        network = _made(ann)
         try:
             return network, tuple(network(torch.zeros(1, *shape)).shape)
         except Exception as error:
             raise RecipeError(
                 f"{ann.path}: {ann.use} cannot read the images of data: {type(data).__name__}, which are "
-                f"{'x'.join(map(str, shape))}: {error}"
+                f"{'x'.join(map(str, shape))}: {told(error)}"
             ) from error
 
 

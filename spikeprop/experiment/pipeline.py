@@ -18,7 +18,7 @@ from spikeprop.errors import RecipeError
 from spikeprop.evaluate import Report, draw_run, run_rows
 from spikeprop.experiment import completion
 from spikeprop.experiment.context import Context
-from spikeprop.experiment.network_checkpoint import check_network, outline_network
+from spikeprop.experiment.network_checkpoint import check_buildable, check_network, check_weights, outline_network
 from spikeprop.experiment.settings import HybridSettings, RunSettings, trial_optimizer
 from spikeprop.experiment.stages import HYBRID, PipelineRun, run_stages
 from spikeprop.learn import LearningRule, check_shardable
@@ -113,7 +113,7 @@ class HybridConversion(HybridSettings):
         with problems.collected():
             check_code(self.convert.encoder, {self.finetune.timesteps, *self.evaluate.timesteps})
         with problems.collected():
-            data = self.data.build()
+            data = self.check_parts({"ann": self.ann, "data": self.data})
             check_network(self.ann, self.convert.neuron, self.convert.encoder, data)
             if not problems:
                 self._check_training(data)
@@ -123,6 +123,23 @@ class HybridConversion(HybridSettings):
             self._check_sharded()
         if here:
             check_machine(self)
+
+    @classmethod
+    def check_parts(cls, parts: Mapping[str, Any]) -> Any:
+        """The data set, if it is among the ``parts`` of a recipe; network and data are checked, each by itself.
+
+        Raises:
+            RecipeError: a network that cannot be built, or files of weights or data that are not there; naming all of it.
+        """
+        problems, data = Problems(), None
+        for check in (check_buildable, check_weights) if "ann" in parts else ():
+            with problems.collected():
+                check(parts["ann"])
+        with problems.collected():
+            data = parts["data"].build() if "data" in parts else None
+            getattr(data, "input_shape", None)  # data of one's own are read for it
+        problems.raise_all()
+        return data
 
     def _check_gradient(self) -> None:
         """Not every neuron can be fine-tuned."""

@@ -11,7 +11,7 @@ import importlib
 import inspect
 import json
 from abc import ABCMeta
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from pydantic import PydanticSchemaGenerationError, PydanticUserError, TypeAdapter, ValidationError
@@ -103,26 +103,40 @@ def _settings(cls: type, settings: Any, path: str) -> Any:
         raise RecipeError(f"{path}: expected settings (key: value), got {settings!r}")
     hints = get_type_hints(cls)
     fields = {f.name: f for f in dataclasses.fields(cls)}
-    problems, values = Problems(), {}
+    problems, values, made = Problems(), {}, None
     problems.add(*unknown_keys(settings, fields, path, cls.__name__))
+    readable, wrong = not problems, []
     for name, field in fields.items():
         where = f"{path}.{name}" if path else name
         with problems.collected():
             if name in settings:
                 values[name] = _value(hints[name], settings[name], where)
-            elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
+            elif not _has_default(field):
                 raise RecipeError(f"{where} is missing: {_expected(hints[name])}")
             elif get_origin(hints[name]) is Component:
                 raise RecipeError(f"{where}: a component slot cannot have a default")
+        if name in settings and name not in values:
+            wrong.append(name)
+        readable = readable and (name in settings or _has_default(field))
     if problems and not path and recorded_names() is None:
         for section in values.values():  # a wrong value in a section that is otherwise right is found in the same call
             with problems.collected():
                 _check_section(section)
+        with problems.collected():
+            getattr(cls, "check_parts", lambda _: None)(values)
+    if problems and not readable:
+        problems.raise_all()
+    with problems.collected():
+        try:
+            made = _check_rest(cls, values, wrong) if wrong else cls(**values)
+        except ValueError as error:
+            raise RecipeError(f"{path or cls.__name__}: {error}") from error
     problems.raise_all()
-    try:
-        return cls(**values)
-    except ValueError as error:
-        raise RecipeError(f"{path or cls.__name__}: {error}") from error
+    return made
+
+
+def _has_default(field: dataclasses.Field[Any]) -> bool:
+    return field.default is not dataclasses.MISSING or field.default_factory is not dataclasses.MISSING
 
 
 def _value(hint: Any, value: Any, path: str) -> Any:
@@ -167,7 +181,32 @@ def _typed(hint: Any, value: Any, path: str) -> Any:
     except (ValidationError, TypeError) as error:
         reason = error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error)
         said = reason.replace("Input should be", "it should be").replace("a valid array", "a list, as in [1, 2]")
-        raise RecipeError(f"{path}: {value!r} is not valid: {said}") from error
+        raise RecipeError(f"{path}: {_wrong_part(value, error)} is not valid: {said}") from error
+
+
+def _wrong_part(value: Any, error: Exception) -> str:
+    """What of a value is wrong, and where in it."""
+    part: Any = value
+    place = ""
+    keys: Any = error.errors()[0]["loc"] if isinstance(error, ValidationError) else ()
+    for key in keys:
+        if (isinstance(part, list) and isinstance(key, int)) or (isinstance(part, dict) and key in part):
+            part, place = part[key], f"{place}[{key}]"
+    return f"{part!r}, at {place} of {value!r}," if place else repr(value)
+
+
+class _Unknown:
+    """Stands for a value that is wrong, while the others are checked; whatever is done with it is an error."""
+
+    __slots__ = ()
+
+
+def _check_rest(cls: type, values: Mapping[str, Any], wrong: Collection[str]) -> None:
+    """Raises ValueError if other settings are wrong too, beside the ``wrong`` ones, which are not among ``values``."""
+    try:
+        cls(**values, **dict.fromkeys(wrong, _Unknown()))
+    except (TypeError, AttributeError):  # the check came to a value that is wrong
+        return
 
 
 def _arguments(target: Any, given: Mapping[str, Any], path: str, use: str) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -92,6 +93,11 @@ class Tokens(nn.Module):
         x = self.patch(x).flatten(2).transpose(1, 2)
         x = torch.cat([self.token.expand(x.shape[0], -1, -1), self.token + torch.zeros_like(x[:, :1]), x], 1)
         return self.head(x.mean(1))
+
+class Odd(Net):
+    def __init__(self, act: str = "relu"):
+        super().__init__()
+        self.act = {"relu": nn.ReLU}[act]()
 
 def build(width: int = 4):
     return Net(width)
@@ -243,6 +249,14 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "no table": ({"use": "CSVLabels", "table": "none.csv"}, "no table none.csv; set data.table"),
     "no column": ({"use": "CSVLabels", "label_column": "knid"}, "no column 'knid'; it has file, kind, part"),
     "no file": ({"use": "TensorData"}, "there is no file train.npz; set data.train_file or data.root"),
+    "no test file": (
+        {"use": "TensorData", "train_file": "own.npz", "test_file": "owm.npz"}, r"owm\.npz; set data\.test_file.*mean 'own\.npz'"
+    ),
+    "no test labels": (
+        {"use": "TensorData", "train_file": "x.npy", "train_labels": "y.npy", "test_file": "x.npy", "test_labels": "z.npy"},
+        r"no file z\.npy; set data\.test_labels",
+    ),
+    "no test table": ({"use": "CSVLabels", "test_table": "none.csv"}, r"no table none\.csv; set data\.test_table"),
     "no labels": ({"use": "TensorData", "train_file": "x.npy"}, "data.train_labels to the file of the labels"),
     "unknown order of dimensions": ({"use": "TensorData", "train_file": "odd.npz"}, "set data.layout to NCHW or NHWC"),
     "labels with a point": ({"use": "TensorData", "train_file": "soft.npz"}, "labels are torch.float64.*give integers"),
@@ -353,6 +367,25 @@ def test_check_reads_own_data_and_a_network_that_joins_its_parameters_to_the_ima
     net = "own25_net.py:Tokens" if "Mine" in data else "{use: CNN, input_shape: [1, 8, 8], classes: 3, plan: [4]}"
     found = CliRunner().invoke(main, ["check", "mine.yaml", f"ann={net}", f"data={{use: {data}}}"])
     assert (found.exit_code, "ok" in found.output) == (0, True), found.output
+
+
+@pytest.mark.usefixtures("there")
+def test_check_names_wrong_values_and_missing_files_in_one_message() -> None:
+    """Sections that cannot be made are checked as far as they go, and network and data each by itself."""
+    recipe = ["data={use: TensorData, train_file: nowhere.npz}", "ann={use: own25_net.py:Odd, weights: none.pt, act: relux}"]
+    wrong = ["convert={timesteps: -8, neuron: IFF, encoder: Direct, calibrator: MaxActivation}", "evaluate.timesteps=[4, eight]"]
+    built = r"own25_net.py:Odd cannot be built: KeyError: 'relux' \(.*own25_net\.py, line \d+\)"
+    says = [r"no file nowhere\.npz; set data\.train_file", r"no weights file at none\.pt", built]
+    more = [
+        r"convert: timesteps is -8",
+        "no component 'IFF'",
+        r"evaluate\.timesteps: 'eight', at \[1\] of \[4, 'eight'\]",
+    ]
+    for overrides, expected in ((recipe, says), (recipe + wrong, says + more)):
+        found = CliRunner().invoke(main, ["check", "mine.yaml", *overrides])
+        text = " ".join(found.output.split())
+        assert f"{len(expected)} mistakes" in text, text
+        assert all(re.search(part, text) for part in expected), text
 
 
 @pytest.mark.usefixtures("there")
