@@ -124,8 +124,8 @@ def _of_the_input(outline: Outline, chip: Target) -> Iterator[Finding]:
     elif outline.real_input:
         yield Finding(
             outline.input, f"the input is numbers ({outline.encoder})", f"{chip.name} reads spikes alone",
-            "use a spiking encoder (Poisson, Latency, Delta, or Frames of counted events), or compute the first layer on the host, "
-            "and count its spikes as the input",
+            "use a spiking encoder (Poisson, Latency, Delta, or Frames of counted events), or compute the first layer on the "
+            "host, and count its spikes as the input",
         )  # fmt: skip
 
 
