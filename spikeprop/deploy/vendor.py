@@ -77,18 +77,18 @@ def simulate_on_chip(
 
 
 def _readout(plan: hardware.ChipNetwork, trains: dict[str, np.ndarray], given: np.ndarray, late: int) -> np.ndarray:
-    """The output at the end (samples, classes): the chip's potentials, or the host's sum of spikes and ``given``, the input."""
+    """The output at the end (samples, classes): of the chip's potentials, or of the host's, by spikes and the input ``given``."""
     readout, steps = plan.readout, given.shape[1] - late
     if readout.name in trains:
         potentials = trains[readout.name].astype(np.int64)
         before = potentials[:, late - 1 : late] if late and plan.accumulates else 0  # biases, before the first input has arrived
         return read_out(potentials[:, late:] - before, plan)[:, -1]
-    if not plan.accumulates:
-        raise HardwareError(
-            f"the host sums spikes, and this network's output is the {plan.read} of a potential: use read = 'sum'"
-        )
-    first = plan.readout_from if plan.readout_from < steps else 0
-    read = {name: train[:, first + late :] for name, train in trains.items()}
-    read[plan.input] = given.reshape(*given.shape[:2], -1)[:, first:steps]
-    sums = [(c.matrix @ read[c.source].sum(1).T).T for c in readout.connections]
-    return np.sum(sums, axis=0) + readout.bias * (steps - first)
+    if readout.synaptic_leak is not None:
+        raise HardwareError("the output is an integrator of a current that outlives its step, which the host does not compute")
+    sent = {name: train[:, late:] for name, train in trains.items()} | {plan.input: given.reshape(*given.shape[:2], -1)}
+    potentials = np.zeros((len(given), steps, len(readout.bias)))
+    v, leak = np.zeros_like(potentials[:, 0]), 1.0 if readout.leak is None else readout.leak
+    for t in range(steps):
+        v = leak * v + sum((c.matrix @ sent[c.source][:, t].T).T for c in readout.connections) + readout.bias
+        potentials[:, t] = v
+    return read_out(potentials, plan)[:, -1]

@@ -10,6 +10,7 @@ from itertools import chain
 from typing import Any
 from zlib import crc32
 
+import numpy as np
 import torch
 from spikeprop_hardware.targets.fitting import Fit
 from spikeprop_hardware.targets.fitting import fits as fits_outline
@@ -145,6 +146,7 @@ def _operation(op: nn.Module, shape: Shape) -> Operation:
         stride = _pair(op.stride if op.stride is not None else op.kernel_size, after)
         kind = "max" if isinstance(op, nn.MaxPool1d | nn.MaxPool2d) else "average"
         kind = "sum" if getattr(op, "divisor_override", None) == 1 else kind
+        kind = _unsaid(op) or kind
         return Operation(kind=kind, kernel=kernel, stride=stride, padding=_pair(op.padding, after, 0), **rest)
     if isinstance(op, nn.AdaptiveAvgPool1d | nn.AdaptiveAvgPool2d) and not any(a % b for a, b in zip(shape[1:], after[1:])):
         window = _pair(tuple(a // b for a, b in zip(shape[1:], after[1:])), after)
@@ -154,6 +156,17 @@ def _operation(op: nn.Module, shape: Shape) -> Operation:
     if isinstance(op, nn.Flatten) or (isinstance(op, Gather) and op.ordered):
         return Operation(kind="shape", **rest)
     return Operation(kind="place" if isinstance(op, ChannelPad) else type(op).__name__, **rest)
+
+
+def _unsaid(op: nn.Module) -> str:
+    """The setting of an average pooling that no file of a chip holds; "" where there is none."""
+    if not isinstance(op, nn.AvgPool1d | nn.AvgPool2d):
+        return ""
+    divisor = getattr(op, "divisor_override", None)
+    counted = op.count_include_pad or divisor == 1 or not np.any(op.padding)
+    found = {"ceil_mode": op.ceil_mode, "count_include_pad": not counted, "divisor_override": divisor not in (None, 1)}
+    other = next((name for name, set_ in found.items() if set_), "")
+    return other and f"{type(op).__name__} with {other}"
 
 
 def _identity(weight: Tensor) -> int:

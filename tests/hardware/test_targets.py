@@ -26,6 +26,7 @@ from spikeprop.convert import spiking as from_module
 from spikeprop.convert.graph import to_spiking
 from spikeprop.deploy import VENDORS, RunOn, compare, export, simulate_on_chip, to_nir
 from spikeprop.deploy.vendor import _readout as chip_output
+from spikeprop.errors import NirError
 from spikeprop.snn import (
     IF,
     LIF,
@@ -231,6 +232,21 @@ def test_a_dense_layer_on_speck_is_a_kernel_over_the_map_before_it() -> None:
         assert [what for _, what in wrong(network, "speck")] == found
 
 
+def test_poolings_that_no_file_holds_do_not_fit() -> None:
+    for pool, size, name in (
+        (nn.AvgPool2d(3, ceil_mode=True), 16, "AvgPool2d with ceil_mode"),
+        (nn.AvgPool2d(2, padding=1, count_include_pad=False), 64, "AvgPool2d with count_include_pad"),
+        (nn.AvgPool2d(2, divisor_override=3), 36, "AvgPool2d with divisor_override"),
+    ):
+        network = spiking(nn.Conv2d(1, 4, 3), nn.ReLU(), pool, nn.Flatten(), nn.Linear(size, 2), shape=(1, 8, 8))
+        with pytest.raises(NirError):
+            to_nir(network)
+        ((_, what),) = wrong(network, "loihi2")
+        assert what.startswith(name)
+    plain = nn.AvgPool2d(2, count_include_pad=False)
+    assert spiking(nn.Conv2d(1, 4, 3), nn.ReLU(), plain, nn.Flatten(), nn.Linear(36, 2), shape=(1, 8, 8)).fits("loihi2")
+
+
 def test_a_network_without_neurons_is_told() -> None:
     network = spiking(nn.Linear(6, 3), shape=(6,))
     assert wrong(network, "speck") == wrong(network, "xylo") == [("", "no layer of neurons")]
@@ -358,6 +374,22 @@ def test_the_output_of_a_late_chip_counts_the_steps_of_the_network(tmp_path: Pat
     trains = loihi1.simulate(lowered, given)
     output = chip_output(plan, trains, given, late) * lowered.readout.unit
     np.testing.assert_allclose(output, [[4.5, 1.25]], rtol=0.01)
+
+
+def test_the_host_reads_an_output_as_the_network_does() -> None:
+    """By hand, with weights 1, 1 and -1 of one neuron and biases 0, -0.5 and 2.5, of spikes 1, 3, 0, 1."""
+    network = spiking(nn.Linear(1, 1), nn.ReLU(), nn.Linear(1, 3), shape=(1,))
+    plan = lay_out(to_nir(network))
+    plan.readout.connections[0].matrix.data[:] = 1, 1, -1
+    plan.readout.bias[:] = 0, -0.5, 2.5
+    trains, given = {plan.populations[0].name: np.array([[[9], [1], [3], [0], [1]]])}, np.zeros((1, 5, 1))
+    for read, delay, leak, wanted in (
+        ("sum", 0, None, [5, 3, 5]), ("sum", 2, None, [1, 0, 4]), ("sum", 4, None, [5, 3, 5]), ("mean", 2, None, [0.5, 0, 2]),
+        ("last", 0, 0.0, [1, 0.5, 1.5]), ("max", 0, 0.0, [3, 2.5, 2.5]), ("last", 0, 0.5, [1.875, 0.9375, 2.8125]),
+    ):  # fmt: skip
+        plan.read, plan.readout_from, plan.accumulates = read, delay, leak is None
+        plan.readout.leak = None if leak is None else np.full(3, leak)
+        np.testing.assert_allclose(chip_output(plan, trains, given, late=1), [wanted], err_msg=read)
 
 
 def test_energies_by_hand_and_the_network_that_loses_is_told() -> None:
