@@ -114,10 +114,14 @@ def test_rows_say_of_how_many_images_and_that_fine_tuning_made_it_worse() -> Non
     }  # fmt: skip
     rows = dict(run_rows(values))
     assert rows["ANN"] == "60.94 % (48.69 to 71.94) of 64 test images"
-    assert rows["fine-tuned, T = 4"] == "53.12 % (41.07 to 64.82), 1 bits a neuron"
+    assert rows["fine-tuned, T = 4"] == "53.12 % (41.07 to 64.82), 1 bits a neuron, 1.00 uJ"
     assert rows["fine-tuning"].startswith("6.26 points below the converted network at T = 4, which may be chance (the intervals")
     assert rows["MACs (ANN) / SynOps (SNN) an image"] == "10 / 5 (mean of 64)"
     assert "fine-tuning" not in dict(run_rows({**values, "finetuned": network(59.4, [47.0, 70.0])}))
+    assert rows["energy an image (arithmetic, 45 nm)"] == "ANN 2.00 uJ, SNN 1.00 uJ at T = 4"
+    assert "not simulated" not in rows
+    refused = dict(run_rows({**values, "simulate": {"samples": 0, "why": "SiLU is no spike"}}))
+    assert refused["not simulated"] == "the network cannot be written for the hardware: SiLU is no spike"
 
 
 def test_rates_synops_and_energy_by_hand() -> None:
