@@ -119,9 +119,9 @@ class Simulator:
             {name: np.zeros(shape, state) for name, shape in hidden} if membranes else {},
         )
 
-    def start(self, samples: int) -> Running:
+    def start(self, samples: int) -> SteppedSimulation:
         """All layers at rest, to be taken step by step."""
-        return Running(self, samples)
+        return SteppedSimulation(self, samples)
 
     def _batch(self, inputs: np.ndarray, kept: SimulationResult, rows: slice) -> tuple[dict[str, int], dict[str, int]]:
         running = self.start(len(inputs))
@@ -172,7 +172,7 @@ class Simulator:
             yield last, same
 
 
-class Running:
+class SteppedSimulation:
     """Samples between two steps.
 
     Attributes:

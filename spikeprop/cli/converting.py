@@ -9,7 +9,7 @@ import click
 
 from spikeprop.cli.group import main
 from spikeprop.cli.looking import report
-from spikeprop.cli.options import TRUSTED, RunFolder, by_channel, numbers
+from spikeprop.cli.options import TRUSTED, RunFolderPath, by_channel, numbers
 from spikeprop.cli.printing import table, write
 from spikeprop.cli.running import run_in_folder
 from spikeprop.errors import RecipeError
@@ -94,7 +94,7 @@ def _check_names(source: str, weights: str | None, data: str, root: str | None) 
     short_help="Fine-tune the network of a run folder with spikes.",
     example="spikeprop finetune runs/mine --timesteps 8 --epochs 3",
 )
-@click.argument("folder", type=RunFolder())
+@click.argument("folder", type=RunFolderPath())
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
 @click.option("--timesteps", type=click.IntRange(min=1), help="Steps of a simulation; default the fewest that were evaluated.")
 @click.option("--epochs", type=click.IntRange(min=1), help="Passes over the training images; default the recipe's, else 5.")

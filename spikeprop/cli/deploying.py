@@ -9,12 +9,12 @@ from typing import Any
 import click
 
 from spikeprop.cli.group import main
-from spikeprop.cli.options import NETWORK, TARGET, TRUSTED, Checkpoint, shows_images
+from spikeprop.cli.options import NETWORK, TARGET, TRUSTED, CheckpointPath, shows_images
 from spikeprop.cli.printing import columns, result, say, table, write
 
 
 @main.command(short_help="Write a spiking network as NIR, ONNX, or for lava-dl.", example="spikeprop export runs/digits_cnn_stdb")
-@click.argument("checkpoint", type=Checkpoint())
+@click.argument("checkpoint", type=CheckpointPath())
 @NETWORK
 @click.option("-o", "--out", type=click.Path(path_type=Path), help="File to write; default beside the checkpoint.")
 @click.option(

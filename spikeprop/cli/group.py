@@ -65,8 +65,9 @@ class Verb(click.Command):
         """Run the verb; a file or folder that is not there is found first."""
         for parameter in self.params:
             check, given = getattr(parameter.type, "check_there", None), ctx.params.get(parameter.name or "")
-            for path in () if check is None or given is None else given if isinstance(given, tuple) else (given,):
-                check(path)
+            if check is not None and given is not None:
+                for path in given if isinstance(given, tuple) else (given,):
+                    check(path)
         return super().invoke(ctx)
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:

@@ -8,12 +8,12 @@ from typing import Any
 import click
 
 from spikeprop.cli.group import main
-from spikeprop.cli.options import NETWORK_NAMES, TRUSTED, RunFolder, numbers
+from spikeprop.cli.options import NETWORK_NAMES, TRUSTED, RunFolderPath, numbers
 from spikeprop.cli.printing import result, table, write
 
 
 @main.command(short_help="Show run folders on one HTML page.", example="spikeprop report runs/digits_cnn_stdb -o digits.html")
-@click.argument("runs", nargs=-1, required=True, metavar="RUN...", type=RunFolder())
+@click.argument("runs", nargs=-1, required=True, metavar="RUN...", type=RunFolderPath())
 @click.option("-o", "--out", type=click.Path(path_type=Path), default=Path("report.html"), show_default=True, help="HTML file.")
 @click.option("--samples", type=click.IntRange(min=0), default=500, show_default=True,
               help="Test images to predict where a run kept no predictions; 0 for none.")  # fmt: skip
@@ -38,7 +38,7 @@ def report(runs: tuple[Path, ...], out: Path, samples: int, trusted: tuple[str, 
 @main.command(
     short_help="Tell where a conversion loses accuracy, and why.", example="spikeprop diagnose runs/digits_cnn_stdb --timesteps 4"
 )
-@click.argument("run", type=RunFolder())
+@click.argument("run", type=RunFolderPath())
 @click.option("--timesteps", help="Numbers of steps, for example 4,8; default the recipe's.")
 @click.option("--samples", type=click.IntRange(min=1), default=100, show_default=True, help="Test images to compare on.")
 @click.option("--keep", is_flag=True, help="Write it into the folder too, for the run's page (spikeprop report).")

@@ -19,7 +19,7 @@ TRUSTED = click.option(
 TARGET = click.option("--target", metavar="CHIP", help="loihi2, loihi1, speck, xylo, generic or generic-BITS.")
 
 
-class Checkpoint(click.Path):
+class CheckpointPath(click.Path):
     """A checkpoint, a run folder or zoo:NAME, which is there: found before a verb imports anything heavy (``Verb.invoke``)."""
 
     def __init__(self) -> None:
@@ -31,7 +31,7 @@ class Checkpoint(click.Path):
             raise CheckpointError(no_checkpoint(path))
 
 
-class RunFolder(click.Path):
+class RunFolderPath(click.Path):
     """The same of run folders."""
 
     def __init__(self) -> None:
@@ -43,10 +43,22 @@ class RunFolder(click.Path):
             raise RunError(no_run_folder(path))
 
 
+class RecipeName(click.ParamType):
+    """The same of recipes: a file, or the name of one that comes with spikeprop."""
+
+    name = "text"
+
+    def check_there(self, source: str) -> None:
+        """Raises RecipeError if it is neither, with the nearest name."""
+        from spikeprop.recipe.text import find_recipe
+
+        find_recipe(source)
+
+
 def shows_images(command: Callable[..., None]) -> Callable[..., None]:
     """The argument and options of verbs that show images to a NETWORK."""
     options = [
-        click.argument("source", type=Checkpoint(), metavar="NETWORK"),
+        click.argument("source", type=CheckpointPath(), metavar="NETWORK"),
         NETWORK,
         click.option("--data", help="Data set; default the one that the network was trained on."),
         click.option("--root", help="Folder of the data; default $SPIKEPROP_DATA."),

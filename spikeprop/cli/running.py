@@ -11,7 +11,7 @@ import click
 from spikeprop.cli import completing
 from spikeprop.cli.group import main
 from spikeprop.cli.looking import report
-from spikeprop.cli.options import NETWORK_NAMES, TARGET, TRUSTED, Checkpoint, numbers, split_overrides
+from spikeprop.cli.options import NETWORK_NAMES, TARGET, TRUSTED, CheckpointPath, RecipeName, numbers, split_overrides
 from spikeprop.cli.printing import columns, result, say, table, write
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 @main.command(
     short_help="Run a recipe, or continue its run.", example="spikeprop run digits_cnn_stdb finetune.epochs=5 --out runs/mine"
 )
-@click.argument("recipe", shell_complete=completing.recipes)
+@click.argument("recipe", type=RecipeName(), shell_complete=completing.recipes)
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...", shell_complete=completing.settings)
 @click.option("--out", type=click.Path(path_type=Path), help="Run folder; default runs/RECIPE.")
 @click.option("--smoke", is_flag=True, help="A few images, epochs and steps, to see that it runs.")
@@ -124,7 +124,7 @@ def _record(path: Path, named: Collection[str], loaded: Recipe) -> None:
     short_help="Run a recipe with every combination of values.",
     example="spikeprop sweep digits_cnn_stdb finetune.lr=1e-4,1e-5 finetune.timesteps=4,8 --smoke",
 )
-@click.argument("recipe", shell_complete=completing.recipes)
+@click.argument("recipe", type=RecipeName(), shell_complete=completing.recipes)
 @click.argument("axes", nargs=-1, required=True, metavar="KEY=VALUE[,VALUE]...", shell_complete=completing.settings)
 @click.option("--out", type=click.Path(path_type=Path), help="Folder of the trials; default runs/RECIPE-sweep.")
 @click.option("--on", type=click.Choice(["local", "ray"]), default="local", show_default=True,
@@ -257,7 +257,7 @@ def _check_files(experiment: Any) -> int:
     short_help="Measure the accuracy of a network at each number of steps.",
     example="spikeprop eval runs/digits_cnn_stdb --network converted --timesteps 4,8",
 )
-@click.argument("checkpoint", type=Checkpoint())
+@click.argument("checkpoint", type=CheckpointPath())
 @click.option("--network", "networks", multiple=True, type=NETWORK_NAMES,
               help="Of a run folder; may be given several times; default the last one of the pipeline.")  # fmt: skip
 @click.option(

@@ -49,8 +49,13 @@ def better_order(scores: Tensor, labels: Tensor, names: Sequence[str]) -> str:
     )
 
 
-def missing_classes(scores: Tensor, labels: Tensor, names: Sequence[str]) -> str:
-    """Which outputs no class of the data fits, where a network has more outputs than they have classes, in words."""
+def missing_classes(scores: Tensor, labels: Tensor, names: Sequence[str]) -> tuple[float, str]:
+    """Which outputs no class of the data fits, where a network has more outputs than they have classes.
+
+    Returns:
+        percent of correct predictions without these outputs, and the outputs in words; empty where so few are correct that it
+        says nothing.
+    """
     predicted, outputs = scores.argmax(1), scores.shape[1]
     taken = _in_order(predicted, labels, outputs, len(names))
     places = []
@@ -63,7 +68,8 @@ def missing_classes(scores: Tensor, labels: Tensor, names: Sequence[str]) -> str
         places.append(f"{output} ({' and '.join([*where, *([f'before {after[0]!r}'] if after else [])])})")
     correct = 100 * float((predicted == torch.tensor(taken)[labels]).double().mean())
     shown = ", ".join(places[:SHOWN]) + (", ..." if len(places) > SHOWN else "")
-    return f"no class fits output{'s' * (len(places) > 1)} {shown}, if the others are in order ({correct:.0f} % correct then)"
+    text = f"no class fits output{'s' * (len(places) > 1)} {shown}, if the others are in order ({correct:.0f} % correct then)"
+    return correct, text if correct > 200 / len(names) or len(names) < 3 else ""
 
 
 def _counts(predicted: Tensor, labels: Tensor, outputs: int, classes: int) -> Tensor:

@@ -196,7 +196,7 @@ def load(source: str | Path, trusted: Collection[str] = ()) -> SpikingNetwork:
     known = {"T": loaded.timesteps, **loaded.data}
     text = ", ".join(f"{'data' if key == 'use' else key} = {value}" for key, value in known.items() if value is not None)
     described = loaded.description
-    how = "calibrated" if "calibrated_for" in described else "made" if "network" in described else "trained"
+    how = "calibrated" if "calibrated_for" in described else "trained" if "input_shape" in described else "made"
     notes = [described.get("why"), f"{how} for {text}" if text else None]
     loaded.network.notes += [note for note in notes if note and note not in loaded.network.notes]
     return loaded.network

@@ -206,7 +206,7 @@ def unfitting_classes(ann: nn.Module, data: Component[Any], outputs: int) -> str
     tried = {**candidates(raw), "own": (data.build().mean, data.build().std)}
     pixels, labels = _images(raw, ann, len(tried))
     fits = {name: _fit(ann, (pixels - _channels(mean)) / _channels(std), labels) for name, (mean, std) in tried.items()}
-    return missing_classes(max(fits.values(), key=lambda fit: fit.sure).scores, labels, raw.class_names())
+    return max(missing_classes(fit.scores, labels, raw.class_names()) for fit in fits.values())[1]
 
 
 @dataclass(frozen=True)
@@ -222,11 +222,6 @@ class _Fit:
         """The mean cross-entropy."""
         mean = float(self.losses.mean())
         return 1e9 if abs(mean) == float("inf") else mean
-
-    @property
-    def sure(self) -> float:
-        """Mean of the largest probability, where labels cannot be compared."""
-        return float(self.scores.softmax(1).nan_to_num().amax(1).mean())
 
 
 def _best(fits: Mapping[str, _Fit]) -> str:

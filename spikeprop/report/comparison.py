@@ -55,7 +55,8 @@ def _certainty(run: RunRecord, several: bool) -> str:
     shown = [f"{label} {band[0]:.2f} to {band[1]:.2f} %" for label, band in bands.items() if band]
     if not (images and shown):
         return ""
-    return f"{f'{run.name}: ' if several else ''}of {images:,} test images; 95 % intervals: {'; '.join(shown)}."
+    what = f"{run.name}: accuracies of" if several else "Accuracies of"
+    return f"{what} {images:,} test images; 95 % intervals: {'; '.join(shown)}."
 
 
 NAMED, WHERE = ["run", "recipe", "state"], ["seed", "begun", "commit"]
@@ -67,7 +68,8 @@ def _heads(runs: Sequence[RunRecord]) -> list[str]:
     """The columns that some run has: there is no ANN where all were trained from scratch, and the other way round."""
     scratch = any("trained" in run.networks for run in runs)
     hybrid = not scratch or any(run.hybrid for run in runs)
-    absent = {*([] if scratch else ["trained"]), *([] if hybrid else OF_HYBRID)}
+    tuned = any("finetuned" in run.networks for run in runs)
+    absent = {*([] if scratch else ["trained"]), *([] if hybrid else OF_HYBRID), *([] if tuned else ["fine-tuned"])}
     return [head for head in HEADS if head not in absent]
 
 

@@ -182,6 +182,16 @@ def test_export_and_simulate(finished: Path, tmp_path: Path) -> None:
     refused = spikeprop("export", finished / "finetuned.safetensors", "-o", tmp_path / "norse.nir", "--for", "norse")
     assert "resets by subtraction, which NIR cannot say" in " ".join(refused.output.split())
     assert not (tmp_path / "norse.nir").exists()
+    onnx = spikeprop(
+        "export", finished / "finetuned.safetensors", "-o", tmp_path / "n.onnx", "--format", "onnx", "--precision", "fixed"
+    )
+    assert onnx.exit_code == 0, onnx.output
+    assert (tmp_path / "n.onnx").stat().st_size > 1000
+    told = spikeprop("precision", finished, "--samples", 20, "--cores", 1000, "--json")
+    found = json.loads(told.stdout)
+    assert [row["bits"] for row in found["curve"]] == [8, 6, 4, 2, "ternary"]
+    assert found["curve"][0]["accuracy"] > 80
+    assert found["mixed"]["bits"].keys() == {row["name"] for row in found["layers"]}
     netx = spikeprop("export", finished / "finetuned.safetensors", "-o", tmp_path / "n.net", "--format", "netx")
     assert "netx has no exponent for real-valued input, and this network's encoder is Direct" in " ".join(netx.output.split())
     assert not (tmp_path / "n.net").exists()

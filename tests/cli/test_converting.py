@@ -32,6 +32,7 @@ from spikeprop.experiment.preprocessing import (
     chosen_normalisation,
     fitting_shape,
     known_transform,
+    unfitting_classes,
 )
 from spikeprop.recipe import check_component
 
@@ -299,8 +300,26 @@ def test_the_output_that_no_class_fits_is_named() -> None:
     labels = torch.arange(30) % 3
     scores = nn.functional.one_hot(torch.tensor([0, 2, 3])[labels], 4).float()
     assert missing_classes(scores, labels, names) == (
-        "no class fits output 1 (after 'airplane' and before 'bird'), if the others are in order (100 % correct then)"
-    )
+        100.0, "no class fits output 1 (after 'airplane' and before 'bird'), if the others are in order (100 % correct then)"
+    )  # fmt: skip
+    assert missing_classes(torch.zeros(30, 4), labels, names)[1] == ""  # it predicts one class
+
+
+class Five(nn.Module):
+    """Right with five outputs, of which the second is none of the data's; surer, and wrong, of images of another scale."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = Centred(0.5, 0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        found = self.inner(x)
+        return torch.cat([found[:, :1], torch.full_like(found[:, :1], -30.0), found[:, 1:]], 1)
+
+
+def test_the_missing_class_is_found_with_the_normalisation_that_fits() -> None:
+    data = check_component(LabelledData, {"use": f"{__name__}.Brightness"}, "data")
+    assert unfitting_classes(Five(), data, 5).startswith("no class fits output 1 (after '0' and before '1'), ")
 
 
 def test_of_equal_normalisations_the_common_one_is_taken() -> None:

@@ -171,7 +171,10 @@ def test_the_version_is_there_at_once_and_without_torch() -> None:
 
 def test_a_name_that_is_not_there_is_found_without_torch(tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
-    lines = ("eval mien", "budget mien", "finetune mien", "report mien", "convert mynet.py:MyNet --data Digits")
+    lines = (
+        "eval mien", "budget mien", "finetune mien", "report mien", "convert mynet.py:MyNet --data Digits",
+        "run digit_cnn_stdb", "check digit_cnn_stdb", "sweep digit_cnn_stdb seed=1,2",
+    )  # fmt: skip
     program = "import sys; from spikeprop.cli import main\n" \
         f"for line in {lines}:\n try: main(line.split(), prog_name='spikeprop')\n" \
         " except SystemExit as end: assert end.code == 1\n" \
@@ -180,6 +183,7 @@ def test_a_name_that_is_not_there_is_found_without_torch(tmp_path: Path) -> None
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("did you mean 'mine'?") == 4
     assert "there is no file mynet.py" in done.stderr
+    assert done.stderr.count("did you mean 'digits_cnn_stdb'?") == 3
 
 
 def test_the_zoo_is_listed_without_torch() -> None:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 import spikeprop as sp
+from spikeprop.convert import LeastSquares
 from spikeprop.convert.choice import choose
 from spikeprop.errors import ConversionError
 from spikeprop.snn import GradedIF, SignedIF
@@ -23,6 +24,13 @@ def test_fewer_steps_get_more_levels_and_one_bit_where_asked() -> None:
     assert found[0] > found[-1] > 1
     for timesteps in (1, 4, 64):
         assert type(choose(None, None, timesteps, binary=True).neuron) is SignedIF
+
+
+def test_one_bit_in_few_steps_gets_thresholds_on_spikes() -> None:
+    """At one step nothing is uneven; beyond, half of the error of one-bit spikes is."""
+    chosen = [choose(None, None, timesteps, binary=True).calibrator for timesteps in (1, 2, 8)]
+    assert all(isinstance(c, LeastSquares) for c in chosen)
+    assert [getattr(c, "search", None) for c in chosen] == ["rate", "spikes", "spikes"]
 
 
 @pytest.mark.parametrize("binary", [False, True])

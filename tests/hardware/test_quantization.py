@@ -139,7 +139,7 @@ def test_damaged_files_are_refused_by_name(tmp_path: Path) -> None:
     for changes, says in [
         ({"weight": weight}, "'c0_synapse0_0' holds NaN or infinity in its weight"),
         ({"weight": np.ones((4, 3, 1, 1))}, "'c0_synapse0_0' has weights (4, 3, 1, 1) in 1 groups, which do not fit"),
-        ({"v_threshold": np.ones(7)}, "node 'c0' cannot be read as IF: All parameters must have the same shape"),
+        ({"v_threshold": np.ones(7)}, "'c0' has thresholds of shape (7,), but (4, 6, 8) arrives"),
         ({"v_threshold": np.ones(7), "v_reset": np.zeros(7), "r": np.ones(7)}, "'c0' has thresholds of shape (7,)"),
         ({"v_threshold": -threshold}, "thresholds are positive"),
     ]:
