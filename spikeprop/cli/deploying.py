@@ -27,7 +27,7 @@ from spikeprop.cli.printing import columns, result, say, table, write
               help="netx: integers in HDF5 for lava-dl; one chain, reset to zero, Poisson input, no biases. "
               "onnx: one time step with its state in and out.")  # fmt: skip
 @click.option("--precision", type=click.Choice(["float", "fixed"]), default="float", show_default=True,
-              help="Of ONNX; fixed: in the integers of Loihi 2.")  # fmt: skip
+              help="Of ONNX; fixed: in the integers of Loihi 2, or of --target generic-BITS.")  # fmt: skip
 @click.option("--input-limit", type=float, help="Largest absolute input of ONNX in integers; default the encoder's, else 4.")
 @TARGET
 @TRUSTED
@@ -68,7 +68,8 @@ def export(
             export_nir(loaded.network, file, loaded.description, reader)
         else:
             steps = loaded.timesteps
-            export_onnx(loaded.network, file, precision=precision, input_limit=input_limit, timesteps=steps)
+            formats: Any = {"precision": precision, "input_limit": input_limit, "target": target}
+            export_onnx(loaded.network, file, timesteps=steps, **formats)
         write(f"wrote {file}")
         result(file=file)
         if target is not None:

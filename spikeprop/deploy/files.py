@@ -11,10 +11,13 @@ from typing import Any, Literal
 import nir
 import numpy as np
 from spikeprop_hardware import quantize_for_netx, step_model, write_netx
+from spikeprop_hardware import target as found_target
+from spikeprop_hardware.quantization import Widths
 
 from spikeprop.deploy.interchange import portable
+from spikeprop.deploy.vendor import VENDORS
 from spikeprop.deploy.writing import to_nir
-from spikeprop.errors import NirError
+from spikeprop.errors import HardwareError, NirError
 from spikeprop.runtime.files import write_atomically
 from spikeprop.snn import SpikingNetwork
 
@@ -96,6 +99,7 @@ def export_onnx(
     precision: Literal["float", "fixed"] = "float",
     input_limit: float | None = None,
     timesteps: int | None = None,
+    target: str | None = None,
 ) -> None:
     """Write one time step of the network as an ONNX model with its state in and out, atomically; ``step_model`` says what it is.
 
@@ -105,13 +109,21 @@ def export_onnx(
         precision: "float", or "fixed" for the chip's integers.
         input_limit: largest absolute input of integers; default what the encoder can represent, else as of ``quantize``.
         timesteps: of a simulation, which the integers' output gets room for.
+        target: name of the chip whose integers are written, loihi2 (default) or generic ones: the others' arithmetic differs.
 
     Raises:
         NirError: what NIR, on the way there, cannot hold.
-        HardwareError: onnx is missing; what integers cannot hold, or ONNX cannot say; nothing is written.
+        HardwareError: onnx is missing; a chip of another arithmetic; what integers cannot hold, or ONNX cannot say; nothing is
+            written.
     """
     limit = input_limit if input_limit is not None else network.encoder.limit
-    model = step_model(to_nir(network), precision=precision, input_limit=limit, timesteps=timesteps)
+    if precision == "fixed" and target in VENDORS:
+        raise HardwareError(
+            f"the arithmetic of {target} is not that of integers in ONNX, which are Loihi 2's or generic: leave precision out, "
+            f"use target generic-8, or simulate with target {target}"
+        )
+    widths = Widths.of(None if target is None else found_target(target))
+    model = step_model(to_nir(network), precision=precision, input_limit=limit, timesteps=timesteps, widths=widths)
 
     def write(temporary: Path) -> None:
         temporary.write_bytes(model.SerializeToString())

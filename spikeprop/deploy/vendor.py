@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import spikeprop_hardware as hardware
+from spikeprop_hardware.recording import read_out
 from torch import Tensor
 
 from spikeprop.deploy.comparison import record
@@ -57,9 +58,10 @@ def simulate_on_chip(
     inputs = floats.pop(INPUT)
     late = module.late(plan)  # as many empty steps follow, in which what was sent arrives
     given = np.concatenate([inputs, np.zeros((len(inputs), late, *inputs.shape[2:]))], axis=1)
-    lowered = module.lower(plan, timesteps=given.shape[1]) if target == "loihi1" else module.lower(plan)
+    own = {"input_limit": max(1.0, float(given.max())), "timesteps": given.shape[1]} if target == "loihi1" else {}
+    lowered = module.lower(plan, **own)
     trains = module.simulate(lowered, given)
-    predictions = {"pytorch": output[:, -1].argmax(1), target: _readout(plan, trains, late).argmax(1)}
+    predictions = {"pytorch": output[:, -1].argmax(1), target: _readout(plan, trains, given, late).argmax(1)}
     sent = {str(names.get(node, node)): np.count_nonzero(train) for node, train in trains.items() if node != plan.readout.name}
     found: dict[str, Any] = {
         "samples": len(labels),
@@ -74,16 +76,19 @@ def simulate_on_chip(
     return found
 
 
-def _readout(plan: hardware.ChipNetwork, trains: dict[str, np.ndarray], late: int) -> np.ndarray:
-    """The output at the end (samples, classes): the chip's potentials, or the host's sum."""
-    readout = plan.readout
+def _readout(plan: hardware.ChipNetwork, trains: dict[str, np.ndarray], given: np.ndarray, late: int) -> np.ndarray:
+    """The output at the end (samples, classes): of the chip's potentials, or of the host's, by spikes and the input ``given``."""
+    readout, steps = plan.readout, given.shape[1] - late
     if readout.name in trains:
-        return trains[readout.name][:, -1]
-    if not plan.accumulates:
-        raise HardwareError(
-            f"the host sums spikes, and this network's output is the {plan.read} of a potential: use read = 'sum'"
-        )
-    steps = slice(plan.readout_from + late, None)
-    sums = [(c.matrix @ trains[c.source][:, steps].sum(1).T).T for c in readout.connections]
-    counted = next(iter(trains.values())).shape[1] - late - plan.readout_from
-    return np.sum(sums, axis=0) + readout.bias * counted
+        potentials = trains[readout.name].astype(np.int64)
+        before = potentials[:, late - 1 : late] if late and plan.accumulates else 0  # biases, before the first input has arrived
+        return read_out(potentials[:, late:] - before, plan)[:, -1]
+    if readout.synaptic_leak is not None:
+        raise HardwareError("the output is an integrator of a current that outlives its step, which the host does not compute")
+    sent = {name: train[:, late:] for name, train in trains.items()} | {plan.input: given.reshape(*given.shape[:2], -1)}
+    potentials = np.zeros((len(given), steps, len(readout.bias)))
+    v, leak = np.zeros_like(potentials[:, 0]), 1.0 if readout.leak is None else readout.leak
+    for t in range(steps):
+        v = leak * v + sum((c.matrix @ sent[c.source][:, t].T).T for c in readout.connections) + readout.bias
+        potentials[:, t] = v
+    return read_out(potentials, plan)[:, -1]

@@ -10,6 +10,7 @@ from itertools import chain
 from typing import Any
 from zlib import crc32
 
+import numpy as np
 import torch
 from spikeprop_hardware.targets.fitting import Fit
 from spikeprop_hardware.targets.fitting import fits as fits_outline
@@ -45,7 +46,7 @@ def outline(network: Any) -> Outline:
         network = folded(network) if needs_folding(network) else network
     shapes = network.shapes()
     found = Outline(tuple(network.input_shape), INPUT, encoder=type(network.encoder).__name__, read=network.read)
-    found.real_input = not network.encoder.spikes
+    found.real_input, found.signed_input = not network.encoder.spikes, bool(getattr(network.encoder, "signed", False))
     for name, layer in network.named_layers():
         found.populations.append(_layer(name, layer, shapes))
     found.output = found.populations[-1].name
@@ -70,7 +71,8 @@ def _layer(name: str, layer: Layer, shapes: dict[str, Shape]) -> OutlinedLayer:
     return outlined(
         name, shapes[name], connections, kind=kind, advice=advice, to_zero=getattr(dynamics, "reset", "") == "zero",
         levels=int(getattr(dynamics, "levels", 0)), pools=isinstance(dynamics, SpikingMaxPool), leaks=_leaks(dynamics),
-        synaptic_leak=torch.ones(1).numpy() if isinstance(dynamics, CubaLIF) else None,
+        synaptic_leak=_known(dynamics.synaptic_leak, 1.0) if isinstance(dynamics, CubaLIF) else None,
+        v_init=_known(dynamics.v_init, 0.0) if isinstance(dynamics, Neuron) else 0.0,
         adaptation=torch.ones(1).numpy() if isinstance(dynamics, ALIF) else None,
     )  # fmt: skip
 
@@ -91,6 +93,11 @@ def _leaks(dynamics: Any) -> tuple[float, ...]:
         if isinstance(value, Tensor) and value.device.type != "meta":
             found |= set(value.detach().unique().tolist())
     return tuple(sorted(found))
+
+
+def _known(value: Tensor, otherwise: float) -> Any:
+    """The different numbers of a tensor; on the meta device there is none."""
+    return (torch.full((1,), otherwise) if value.device.type == "meta" else value.detach().cpu().unique()).numpy()
 
 
 def _connection(source: str, synapse: Synapse, shape: Shape, lag: int, layer: Layer) -> OutlinedConnection:
@@ -139,6 +146,7 @@ def _operation(op: nn.Module, shape: Shape) -> Operation:
         stride = _pair(op.stride if op.stride is not None else op.kernel_size, after)
         kind = "max" if isinstance(op, nn.MaxPool1d | nn.MaxPool2d) else "average"
         kind = "sum" if getattr(op, "divisor_override", None) == 1 else kind
+        kind = _unsaid(op) or kind
         return Operation(kind=kind, kernel=kernel, stride=stride, padding=_pair(op.padding, after, 0), **rest)
     if isinstance(op, nn.AdaptiveAvgPool1d | nn.AdaptiveAvgPool2d) and not any(a % b for a, b in zip(shape[1:], after[1:])):
         window = _pair(tuple(a // b for a, b in zip(shape[1:], after[1:])), after)
@@ -148,6 +156,17 @@ def _operation(op: nn.Module, shape: Shape) -> Operation:
     if isinstance(op, nn.Flatten) or (isinstance(op, Gather) and op.ordered):
         return Operation(kind="shape", **rest)
     return Operation(kind="place" if isinstance(op, ChannelPad) else type(op).__name__, **rest)
+
+
+def _unsaid(op: nn.Module) -> str:
+    """The setting of an average pooling that no file of a chip holds; "" where there is none."""
+    if not isinstance(op, nn.AvgPool1d | nn.AvgPool2d):
+        return ""
+    divisor = getattr(op, "divisor_override", None)
+    counted = op.count_include_pad or divisor == 1 or not np.any(op.padding)
+    found = {"ceil_mode": op.ceil_mode, "count_include_pad": not counted, "divisor_override": divisor not in (None, 1)}
+    other = next((name for name, set_ in found.items() if set_), "")
+    return other and f"{type(op).__name__} with {other}"
 
 
 def _identity(weight: Tensor) -> int:

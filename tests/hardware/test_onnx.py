@@ -8,7 +8,7 @@ from typing import Any, Literal
 import nir
 import numpy as np
 import pytest
-from spikeprop_hardware import HardwareError, Simulator, lay_out, quantize, run_onnx, step_model
+from spikeprop_hardware import HardwareError, Simulator, lay_out, quantize, run_onnx, step_model, target
 from spikeprop_hardware.recording import SimulationResult, shaped
 
 from spikeprop.deploy import export_onnx, to_nir
@@ -52,6 +52,17 @@ def test_spikes_over_all_steps_are_equal(seed: int, levels: int) -> None:
     np.testing.assert_allclose(found.output, output, rtol=1e-6)
     graph = to_nir(random_network(seed, real=True, levels=levels)[0])
     check(simulated(graph, inputs, "fixed"), stepped(graph, inputs, "fixed"))
+
+
+def test_a_target_s_integers_are_in_the_file(tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    network, inputs = random_network(0, real=True)
+    limit, steps = float(np.abs(inputs).max()), inputs.shape[1]
+    export_onnx(network, tmp_path / "n.onnx", precision="fixed", input_limit=limit, timesteps=steps, target="generic-3")
+    made = quantize(to_nir(network), input_limit=limit, timesteps=steps, target=target("generic-3")).network
+    check(shaped(Simulator(made, threads=1).run(inputs), made), run_onnx(tmp_path / "n.onnx", inputs, threads=1))
+    with pytest.raises(HardwareError, match="the arithmetic of speck is not that of integers in ONNX"):
+        export_onnx(network, tmp_path / "n.onnx", precision="fixed", target="speck")
 
 
 def test_loops_delays_currents_and_adaptation_are_state() -> None:

@@ -7,6 +7,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torchvision
@@ -17,13 +18,29 @@ from spikeprop_hardware.targets import TARGETS, Generic, Loihi2, Speck, Target, 
 from spikeprop_hardware.targets.energy import access_joules, energy_table
 from spikeprop_hardware.targets.fitting import fits
 from spikeprop_hardware.targets.target import LAYERS, NEURONS, POOLINGS, RESETS
+from spikeprop_hardware.vendors import loihi1, xylo
 from torch import nn
 
 from spikeprop.ann import VGG
 from spikeprop.convert import spiking as from_module
 from spikeprop.convert.graph import to_spiking
 from spikeprop.deploy import VENDORS, RunOn, compare, export, simulate_on_chip, to_nir
-from spikeprop.snn import IF, LIF, CubaLIF, Direct, Encoder, Layer, Poisson, SpikingMaxPool, SpikingNetwork, Synapse
+from spikeprop.deploy.vendor import _readout as chip_output
+from spikeprop.errors import NirError
+from spikeprop.snn import (
+    IF,
+    LIF,
+    CubaLIF,
+    Delta,
+    Direct,
+    Encoder,
+    Frames,
+    Layer,
+    Poisson,
+    SpikingMaxPool,
+    SpikingNetwork,
+    Synapse,
+)
 from spikeprop.snn.outline import outline
 from tests.hardware import counting
 from tests.hardware.random_networks import KINDS, random_network
@@ -125,6 +142,7 @@ def test_neurons_resets_leaks_and_counts_of_other_chips() -> None:
         ("0", "LIF neurons"),
         ("0", "a leak of 0.9"),
         ("0", "a bias"),
+        ("0", "the last neurons read the input"),
         ("", "20 inputs"),
         ("", "70 outputs"),
     ]
@@ -134,6 +152,104 @@ def test_neurons_resets_leaks_and_counts_of_other_chips() -> None:
     assert network.fits("loihi2")
     assert network.fits("generic-4")
     assert wrong(network, Loihi2(bytes_per_core=40)) == [("2", "has neurons with 70 synapses, 82 bytes")]
+
+
+def test_the_limits_of_a_chip_are_not_those_of_the_host_that_computes_its_output(tmp_path: Path) -> None:
+    pooled = spiking(nn.Conv2d(2, 8, 3), nn.ReLU(), nn.AvgPool2d(6), nn.Flatten(), nn.Linear(8, 3), shape=(2, 8, 8))
+    first = Layer([("input", Synapse([nn.Linear(6, 5)]))], IF())
+    last = Layer([("a", Synapse([nn.Linear(5, 3)])), ("input", Synapse([nn.Linear(6, 3)]))], None)
+    around = SpikingNetwork({"a": first, "o": last}, Poisson(), (6,))
+    for network, shape in ((pooled, (2, 8, 8)), (around, (6,))):
+        assert wrong(network, "speck") == []
+        export(network.eval(), tmp_path / "n.nir")
+        given = network, tmp_path / "n.nir", torch.rand(40, *shape), torch.zeros(40, dtype=torch.int64), 40, print
+        found = simulate_on_chip(*given, "speck")
+        assert found["accuracy"]["speck"] == pytest.approx(found["accuracy"]["pytorch"], abs=20)
+
+
+def currents(source: str, inputs: int, outputs: int, bias: bool = False, **given: Any) -> Layer:
+    settings = {"v_threshold": 0.25, "leak": 0.75, "synaptic_leak": 0.5} | given
+    return Layer([(source, Synapse([nn.Linear(inputs, outputs, bias=bias)]))], CubaLIF(**settings))
+
+
+def test_what_a_chip_s_own_arithmetic_refuses_is_found_before() -> None:
+    """``lower`` refuses each of these networks, so that no ``fits`` may say that they fit."""
+    read, last = currents("input", 6, 5), Layer([("b", Synapse([nn.Linear(4, 3)]))], None)
+    two = Layer([("b", Synapse([nn.Linear(4, 3)])), ("a", Synapse([nn.Linear(5, 3)]))], None)
+    one = Layer([("a", Synapse([nn.Linear(5, 3)]))], None)
+    itself = currents("a", 5, 4)
+    itself = Layer([("a", itself.synapses[0])], itself.neuron, feedback=[("b", Synapse([nn.Linear(4, 4, bias=False)]))])
+    xylo_s = {
+        "a start at 0.5 thresholds": {"a": read, "b": currents("a", 5, 4, v_init=0.5), "o": last},
+        "a synaptic leak of 0": {"a": read, "b": currents("a", 5, 4, synaptic_leak=0.0), "o": last},
+        "the last neurons read the input": {"a": read, "o": one},
+        "it reads the last neurons (b)": {"a": read, "b": itself, "o": last},
+        "the output reads a": {"a": read, "b": currents("a", 5, 4), "o": two},
+    }
+    for what, layers in xylo_s.items():
+        network = SpikingNetwork(layers, Poisson(), (6,))
+        assert [found for _, found in wrong(network, "xylo")] == [what]
+        with pytest.raises(HardwareError, match=r"layer|readout"):
+            xylo.lower(lay_out(to_nir(network)))
+    biased = SpikingNetwork({"a": currents("input", 6, 5, bias=True, reset="zero"), "o": one}, Poisson(), (6,))
+    assert wrong(biased, "loihi1") == [("a", "a bias")]
+    with pytest.raises(HardwareError, match="bias beside a synaptic current"):
+        loihi1.lower(lay_out(to_nir(biased)))
+    assert not wrong(spiking(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 3), shape=(6,), neuron=lambda: IF(reset="zero")), "loihi1")
+
+
+@pytest.mark.parametrize("chip", VENDORS)
+def test_events_counted_in_frames_run_on_a_chip_of_spikes_and_falls_do_not(chip: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    reset = "zero" if chip == "loihi1" else "subtract"
+    plain = spiking(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3), shape=(6,), neuron=lambda: IF(reset=reset))
+    network = with_currents(6, 8, 8, 3) if chip == "xylo" else plain
+    network.encoder = Frames()
+    fit = network.fits(chip)
+    assert [f.what for f in fit.findings if f.layer == "input"] == ["the input is frames (Frames)"]
+    assert fit
+    export(network.eval(), tmp_path / "n.nir")
+    labels = torch.zeros(5, dtype=torch.int64)
+    events = torch.randint(0, 4, (5, 12, 6)).float()
+    found = simulate_on_chip(network, tmp_path / "n.nir", events, labels, None, print, chip)
+    assert all(count > 0 for _, count in found["layers"].values())
+    with pytest.raises(HardwareError, match=r"spikes|events"):
+        simulate_on_chip(network, tmp_path / "n.nir", events / 2, labels, None, print, chip)
+    network.encoder = Delta()
+    assert wrong(network, chip) == [("input", "the input is spikes of both signs (Delta)")]
+    network.encoder = Delta(signed=False)
+    assert wrong(network, chip) == []
+
+
+def test_a_dense_layer_on_speck_is_a_kernel_over_the_map_before_it() -> None:
+    for size, shape, found in (
+        (784, (1, 28, 28), ["a dense layer over maps of 28x28"]),
+        (15, (1, 3, 5), ["a dense layer over maps of 3x5"]),
+        (256, (1, 16, 16), []),
+        (784, (784,), []),
+    ):
+        network = spiking(nn.Flatten(), nn.Linear(size, 10), nn.ReLU(), nn.Linear(10, 2), shape=shape)
+        assert [what for _, what in wrong(network, "speck")] == found
+
+
+def test_poolings_that_no_file_holds_do_not_fit() -> None:
+    for pool, size, name in (
+        (nn.AvgPool2d(3, ceil_mode=True), 16, "AvgPool2d with ceil_mode"),
+        (nn.AvgPool2d(2, padding=1, count_include_pad=False), 64, "AvgPool2d with count_include_pad"),
+        (nn.AvgPool2d(2, divisor_override=3), 36, "AvgPool2d with divisor_override"),
+    ):
+        network = spiking(nn.Conv2d(1, 4, 3), nn.ReLU(), pool, nn.Flatten(), nn.Linear(size, 2), shape=(1, 8, 8))
+        with pytest.raises(NirError):
+            to_nir(network)
+        ((_, what),) = wrong(network, "loihi2")
+        assert what.startswith(name)
+    plain = nn.AvgPool2d(2, count_include_pad=False)
+    assert spiking(nn.Conv2d(1, 4, 3), nn.ReLU(), plain, nn.Flatten(), nn.Linear(36, 2), shape=(1, 8, 8)).fits("loihi2")
+
+
+def test_a_network_without_neurons_is_told() -> None:
+    network = spiking(nn.Linear(6, 3), shape=(6,))
+    assert wrong(network, "speck") == wrong(network, "xylo") == [("", "no layer of neurons")]
 
 
 def test_a_layer_that_no_chip_computes_does_not_hide_the_others() -> None:
@@ -235,6 +351,45 @@ def test_a_network_runs_in_the_chip_s_own_arithmetic(chip: str, tmp_path: Path) 
     for name, (floats, whole) in found["layers"].items():
         assert abs(whole - floats) <= 0.25 * floats + 20, name
     assert found["accuracy"]["pytorch"] == pytest.approx(found["accuracy"][chip], abs=25)
+
+
+def test_the_output_of_a_late_chip_counts_the_steps_of_the_network(tmp_path: Path) -> None:
+    """Inputs of 0 leave the biases of the readout, 0.5 and 0.25, T times; of a delayed readout without those of the delay. Where
+    class 1 leads by its spikes before the delay, class 0 by those after it, the later ones decide."""
+    layers = [nn.Linear(2, 2, bias=False), nn.ReLU(), nn.Linear(2, 2, bias=False), nn.ReLU(), nn.Linear(2, 2)]
+    network = spiking(*layers, shape=(2,), neuron=lambda: IF(v_threshold=0.5, reset="zero")).eval()
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.copy_(torch.tensor([0.5, 0.25]) if parameter.ndim == 1 else torch.eye(2))
+    plan = lay_out(to_nir(network))
+    for delay, wanted in ((0, [4.0, 2.0]), (3, [2.5, 1.25])):
+        plan.readout_from = delay
+        late = loihi1.late(plan)
+        assert late == 3
+        given = np.zeros((1, 8 + late, 2))
+        lowered = loihi1.lower(plan, timesteps=given.shape[1])
+        output = chip_output(plan, loihi1.simulate(lowered, given), given, late) * lowered.readout.unit
+        np.testing.assert_allclose(output, [wanted], rtol=0.01)
+    given[0, :3, 1], given[0, 3:5, 0] = 1, 1
+    trains = loihi1.simulate(lowered, given)
+    output = chip_output(plan, trains, given, late) * lowered.readout.unit
+    np.testing.assert_allclose(output, [[4.5, 1.25]], rtol=0.01)
+
+
+def test_the_host_reads_an_output_as_the_network_does() -> None:
+    """By hand, with weights 1, 1 and -1 of one neuron and biases 0, -0.5 and 2.5, of spikes 1, 3, 0, 1."""
+    network = spiking(nn.Linear(1, 1), nn.ReLU(), nn.Linear(1, 3), shape=(1,))
+    plan = lay_out(to_nir(network))
+    plan.readout.connections[0].matrix.data[:] = 1, 1, -1
+    plan.readout.bias[:] = 0, -0.5, 2.5
+    trains, given = {plan.populations[0].name: np.array([[[9], [1], [3], [0], [1]]])}, np.zeros((1, 5, 1))
+    for read, delay, leak, wanted in (
+        ("sum", 0, None, [5, 3, 5]), ("sum", 2, None, [1, 0, 4]), ("sum", 4, None, [5, 3, 5]), ("mean", 2, None, [0.5, 0, 2]),
+        ("last", 0, 0.0, [1, 0.5, 1.5]), ("max", 0, 0.0, [3, 2.5, 2.5]), ("last", 0, 0.5, [1.875, 0.9375, 2.8125]),
+    ):  # fmt: skip
+        plan.read, plan.readout_from, plan.accumulates = read, delay, leak is None
+        plan.readout.leak = None if leak is None else np.full(3, leak)
+        np.testing.assert_allclose(chip_output(plan, trains, given, late=1), [wanted], err_msg=read)
 
 
 def test_energies_by_hand_and_the_network_that_loses_is_told() -> None:

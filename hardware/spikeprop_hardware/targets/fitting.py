@@ -6,13 +6,15 @@ network says what the host must do, or what the chip does in another way.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from scipy.optimize import linear_sum_assignment
 
 from spikeprop_hardware.chip import Budget, budget
+from spikeprop_hardware.network import Population
 from spikeprop_hardware.targets.names import target as found_target
 from spikeprop_hardware.targets.outline import Operation, Outline, OutlinedLayer
 from spikeprop_hardware.targets.target import NEURONS, POOLINGS, Target
@@ -80,11 +82,16 @@ def fits(outline: Outline, target: str | Target) -> Fit:
     """
     chip = found_target(target)
     found = [*_of_the_input(outline, chip)]
+    on_chip = [p for p in outline.populations if not _by_host(p, chip)]
     for layer in outline.populations:
         assert isinstance(layer, OutlinedLayer)
-        readers = [p.name for p in outline.populations for c in p.connections if c.source == layer.name]
-        found += [*_dynamics(layer, chip), *_operations(layer, chip), *_connections(layer, readers, chip)]
-    found += _sizes(outline, chip)
+        readers = [p.name for p in on_chip for c in p.connections if c.source == layer.name]
+        found += _dynamics(layer, chip)
+        if not _by_host(layer, chip):
+            found += [*_operations(layer, chip), *_connections(layer, readers, chip)]
+    if chip.output_apart:
+        found += _of_the_output(outline, chip)
+    found += _sizes(on_chip, outline, chip)
     if chip.weight_memory is not None:
         found += _memories(outline, chip)
     counted = budget(outline, chip) if outline.computable else None
@@ -96,12 +103,29 @@ def fits(outline: Outline, target: str | Target) -> Fit:
     )
 
 
+def _by_host(layer: Population, chip: Target) -> bool:
+    """Whether the host computes a layer, of the spikes that it reads there: the chip's limits are not its limits."""
+    return isinstance(layer, OutlinedLayer) and layer.kind == "readout" and not chip.real_output
+
+
 def _of_the_input(outline: Outline, chip: Target) -> Iterator[Finding]:
-    if outline.real_input and not chip.real_input:
+    if chip.real_input:
+        return
+    if outline.signed_input:
+        yield Finding(
+            outline.input, f"the input is spikes of both signs ({outline.encoder})", f"spikes of {chip.name} have none",
+            "send rises alone (signed: false), or falls in channels of their own",
+        )  # fmt: skip
+    if outline.encoder == "Frames":
+        yield Finding(
+            outline.input, "the input is frames (Frames)", f"{chip.name} reads whole numbers of spikes",
+            "count events in the frames; a simulation refuses other numbers", stops=False,
+        )  # fmt: skip
+    elif outline.real_input:
         yield Finding(
             outline.input, f"the input is numbers ({outline.encoder})", f"{chip.name} reads spikes alone",
-            "use a spiking encoder (Poisson, Latency, Delta, or events), or compute the first layer on the host, and count its "
-            "spikes as the input",
+            "use a spiking encoder (Poisson, Latency, Delta, or Frames of counted events), or compute the first layer on the "
+            "host, and count its spikes as the input",
         )  # fmt: skip
 
 
@@ -134,6 +158,13 @@ def _dynamics(layer: OutlinedLayer, chip: Target) -> Iterator[Finding]:
         yield Finding(
             name, f"a reset by {reset}", f"{chip.name} resets by {other}", f"use reset={other} from the start, and train"
         )
+    if not chip.starts and np.any(layer.v_init):
+        start = np.ravel(layer.v_init)[np.abs(layer.v_init).argmax()]
+        yield Finding(name, f"a start at {start:.3g} thresholds", f"neurons of {chip.name} start at 0", "use v_init=0")
+    if chip.leaks == "powers of two" and layer.synaptic_leak is not None and not layer.synaptic_leak.all():
+        yield Finding(
+            name, "a synaptic leak of 0", f"a current of {chip.name} outlives its step", "use synaptic_leak=0.5 or more"
+        )
     wrong = [leak for leak in layer.leaks if leak not in (0.0, 1.0) and not float(np.log2(1 - leak)).is_integer()]
     if chip.leaks == "powers of two" and wrong:
         nearest = 1 - 2.0 ** round(float(np.log2(1 - wrong[0])))
@@ -162,8 +193,12 @@ def _operations(layer: OutlinedLayer, chip: Target) -> Iterator[Finding]:
                 )  # fmt: skip
             elif op.kind in CONVOLUTIONS:
                 yield from _convolution(layer.name, op, chip)
-        if not chip.biases and layer.kind != "readout" and any(op.bias for op in operations):
-            yield Finding(layer.name, "a bias", f"{chip.name} has none that is equal", "use bias=False, and no batch-norm")
+        yield from _maps(layer.name, operations, chip)
+        if layer.kind in NEURONS and layer.kind not in chip.biases and any(op.bias for op in operations):
+            why = (
+                f"those of {layer.kind} neurons of {chip.name} are not equal" if chip.biases else f"{chip.name} has no equal one"
+            )
+            yield Finding(layer.name, "a bias", why, "use bias=False, and no batch-norm")
         weighted = [i for i, op in enumerate(operations) if op.weights]
         if chip.branches is not None and len(weighted) > 1:
             yield Finding(
@@ -192,6 +227,18 @@ def _pool(name: str, op: Operation, chip: Target) -> Iterator[Finding]:
             name, f"pooling of {given}", f"{chip.name} has {sizes}, side by side",
             "use such windows, or a convolution with a stride in place of the pooling",
         )  # fmt: skip
+
+
+def _maps(name: str, operations: Sequence[Operation], chip: Target) -> Iterator[Finding]:
+    """A dense layer is a convolution whose kernel is the map before it, where a kernel has a limit."""
+    for before, op in pairwise(operations):
+        high, wide = before.before[1:] if len(before.before) == 3 else (1, 1)
+        if chip.kernel is not None and op.kind == "Linear" and before.kind == "shape" and (high != wide or high > chip.kernel):
+            yield Finding(
+                name, f"a dense layer over maps of {high}x{wide}",
+                f"that is a kernel of this size, and those of {chip.name} are square, of at most {chip.kernel}x{chip.kernel}",
+                "pool or use a stride before it; give an input as a vector",
+            )  # fmt: skip
 
 
 def _convolution(name: str, op: Operation, chip: Target) -> Iterator[Finding]:
@@ -223,8 +270,25 @@ def _connections(layer: OutlinedLayer, readers: list[str], chip: Target) -> Iter
         yield Finding(name, f"{len(readers)} layers read it ({', '.join(readers)})", why, "let fewer layers read it")
 
 
-def _sizes(outline: Outline, chip: Target) -> Iterator[Finding]:
+def _of_the_output(outline: Outline, chip: Target) -> Iterator[Finding]:
+    spiking = [p for p in outline.populations if p.theta is not None]
+    last = spiking[-1].name if spiking else ""
     for layer in outline.populations:
+        sources = dict.fromkeys(c.source for c in layer.connections)
+        if layer.name == last and outline.input in sources:
+            yield Finding(
+                last, "the last neurons read the input", f"{chip.name} has hidden neurons between", "put a layer before it"
+            )
+        if layer.theta is not None and last in sources:
+            why = f"output neurons of {chip.name} send to nothing else"
+            yield Finding(layer.name, f"it reads the last neurons ({last})", why, "put a layer of neurons behind them")
+        if layer.theta is None and (others := [source for source in sources if source != last]) and spiking:
+            why = f"the host of {chip.name} reads the output neurons alone"
+            yield Finding(layer.name, f"the output reads {', '.join(others)}", why, f"let it read {last} alone")
+
+
+def _sizes(layers: Sequence[Population], outline: Outline, chip: Target) -> Iterator[Finding]:
+    for layer in layers:
         assert isinstance(layer, OutlinedLayer)
         made = layer.shape
         read = outline.input_shape if any(c.source == outline.input for c in layer.connections) else None
@@ -244,7 +308,7 @@ def _memories(outline: Outline, chip: Target) -> Iterator[Finding]:
     layers = [p for p in outline.populations if isinstance(p, OutlinedLayer) and p.kind not in ("max", "readout")]
     needs = [(_weight_entries(p), len(p.bias)) for p in layers]
     cores = list(zip(chip.weight_memory, chip.neuron_memory))
-    holds = np.array([[w <= core[0] and n <= core[1] for core in cores] for w, n in needs])
+    holds = np.array([[w <= core[0] and n <= core[1] for core in cores] for w, n in needs]).reshape(-1, len(cores))
     for layer, (weights, count), able in zip(layers, needs, holds):
         if not able.any():
             room = max((w for w, n in cores if n >= count), default=0)

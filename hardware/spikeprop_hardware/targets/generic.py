@@ -22,5 +22,5 @@ class Generic(Target):
     payload_bits: int = 7
     sources: ClassVar[Mapping[str, str]] = dict.fromkeys(
         ("weight_bits", "state_bits", "per_channel", "payload_bits", "neurons", "resets", "layers", "poolings", "recurrent",
-         "real_input", "real_output", "leaks", "biases"), OWN,
+         "real_input", "real_output", "leaks", "biases", "starts", "output_apart"), OWN,
     )  # fmt: skip

@@ -65,6 +65,8 @@ class Loihi2(Target):
         "real_output": "potentials that a probe reads",
         "leaks": f"{LAVA}: 4096ths",
         "biases": LAVA,
+        "starts": LAVA,
+        "output_apart": ONM,
         "cores": ONM,
         "chips": 'eenewseurope.com, "Intel breaks a billion neurons ...", April 2024: Hala Point (140,544 cores are 122 a chip)',
         "neurons_per_core": f"{ONM}: 1 million neurons a chip",
@@ -94,6 +96,7 @@ class Loihi1(Target):
     resets: tuple[str, ...] = ("zero",)
     poolings: tuple[str, ...] = ("average", "sum")
     real_input: bool = False
+    biases: tuple[str, ...] = ("IF", "LIF")
     axons_in: int | None = 4096
     axons_out: int | None = 4096
     cores: int | None = 128
@@ -121,6 +124,8 @@ class Loihi1(Target):
         "real_output": "potentials that a probe reads",
         "leaks": f"{NENGO}: 4096ths",
         "biases": f"{NENGO}; of neurons without a synaptic current alone (vendors/loihi1.py)",
+        "starts": "the emulator's potentials, which the host may set",
+        "output_apart": "Davies et al. 2018: any neuron may send to any",
         "axons_in": NENGO,
         "axons_out": NENGO,
         "cores": "Davies et al. 2018",

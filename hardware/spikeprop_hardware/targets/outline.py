@@ -66,9 +66,11 @@ class OutlinedLayer(Population):
 
 @dataclass
 class Outline(ChipNetwork):
-    """A network by shapes; ``real_input`` says whether its first layers read numbers, and not spikes."""
+    """A network by shapes; ``real_input`` says whether its first layers read numbers, and not spikes, ``signed_input`` whether
+    they read spikes of both signs whatever the samples."""
 
     real_input: bool = False
+    signed_input: bool = False
     computable: bool = field(default=True, repr=False)
 
     def place(self) -> None:

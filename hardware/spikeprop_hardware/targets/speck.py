@@ -65,6 +65,8 @@ class Speck(Target):
         "real_output": f"{ARCHITECTURE}: a core's neurons always spike",
         "leaks": "none of IF",
         "biases": f"{BUILDER}: at each tick of the leak's clock",
+        "starts": f"{BUILDER}: neurons_initial_value",
+        "output_apart": "a core may be read by the host and by others",
         "cores": OVERVIEW,
         "chips": "no system of several is published",
         "weight_memory": BUILDER,

@@ -38,7 +38,9 @@ class Target:
         real_input: whether the first layer may read numbers, and not only spikes.
         real_output: whether the output may be a sum of currents; where not, the host computes it of the last neurons' spikes.
         leaks: "any", or "powers of two": 1 - 2^-k.
-        biases: whether neurons have them, as ours do.
+        biases: kinds of neurons that have them, as ours do.
+        starts: whether neurons may start at another potential than 0.
+        output_apart: whether the last layer of neurons reads hidden neurons alone, and sends to the host alone.
         fan_in, fan_out: the most synapses of a neuron that end and begin there.
         axons_in, axons_out: the most of a core.
         cores, chips: of a chip, and of the largest system.
@@ -81,7 +83,9 @@ class Target:
     real_input: bool = True
     real_output: bool = True
     leaks: str = "any"
-    biases: bool = True
+    biases: tuple[str, ...] = NEURONS
+    starts: bool = True
+    output_apart: bool = False
     fan_in: int | None = None
     fan_out: int | None = None
     axons_in: int | None = None

@@ -30,7 +30,9 @@ class Xylo(Target):
     real_input: bool = False
     real_output: bool = False
     leaks: str = "powers of two"
-    biases: bool = False
+    biases: tuple[str, ...] = ()
+    starts: bool = False
+    output_apart: bool = True
     delay: int | None = 0
     fan_in: int | None = 63
     fan_out: int | None = 64
@@ -58,6 +60,8 @@ class Xylo(Target):
         "real_output": f"{OVERVIEW}: output neurons spike",
         "leaks": f"{OVERVIEW}: bit-shift decay",
         "biases": "xylosim: a bias joins the potential behind the synaptic current, and ours before it",
+        "starts": "xylosim: all state starts at 0",
+        "output_apart": f"{OVERVIEW}: input, hidden and output weights; hidden neurons alone have recurrent ones",
         "delay": f"{OVERVIEW}: every connection takes one step",
         "fan_in": ONM,
         "fan_out": OVERVIEW,
