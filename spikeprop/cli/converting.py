@@ -138,4 +138,5 @@ def _run_and_show(context: click.Context, load: Any, path: Path, **more: Any) ->
     if run_in_folder(load, path, **more) is None:
         return
     context.invoke(report, runs=(path,), out=path / "report.html", samples=0)
-    write(f"next: spikeprop eval {path}, spikeprop simulate {path}, spikeprop finetune {path}")
+    verbs = ("eval", "simulate" if (path / "network.nir").is_file() else "diagnose", "finetune")  # each works on this folder
+    write(f"next: {', '.join(f'spikeprop {verb} {path}' for verb in verbs)}")

@@ -114,6 +114,11 @@ class ConversionDiagnosis:
         cause = worst.cause
         if cause is None:
             lines += ["No layer adds an error of its own."]
+        elif self.agreement[timesteps] == 100:
+            lines += [
+                f"No prediction is lost. The largest error of its own, {100 * worst.own:.1f} %, is that of {worst.layer}, and "
+                f"alone it changes {worst.alone:.1f} % of the predictions."
+            ]
         else:
             lines += [
                 f"Most is lost in {worst.layer}: it inherits an error of {100 * worst.inherited:.1f} % and adds one of "

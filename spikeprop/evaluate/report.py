@@ -68,7 +68,9 @@ def run_rows(values: dict[str, Any]) -> list[tuple[str, str]]:
     what = "an image" if "ann" in values else "an example"
     for model, ann, snn in energies(values):
         ours = f"SNN {snn:.2f} uJ" if ann is None else f"ANN {ann:.2f} uJ, SNN {snn:.2f} uJ"
-        rows.append((f"energy {what} ({model})", ours))
+        needs = ann is None and (values["simulate"].get("chip") or {}).get("needs")
+        later = "; that chip's figures, and this network needs what it has not (see needs)" if needs else ""
+        rows.append((f"energy {what} ({model})", f"{ours} at T = {values['rates_at']}{later}"))
         rows += [("more than the ANN", _cheaper(values, ann, snn))] if ann is not None and snn > ann else []
     simulated = values["simulate"]
     if simulated["samples"]:
@@ -79,6 +81,8 @@ def run_rows(values: dict[str, Any]) -> list[tuple[str, str]]:
         rows += [("not on Lava", simulated["why"])] if "why" in simulated else []
         rows += chip_rows(simulated["chip"])
         rows += [(f"in integers, weights of {format_text(f['bits'])}", accuracy_text(f)) for f in simulated.get("bits", ())]
+    elif "why" in simulated:
+        rows.append(("not simulated", f"the network cannot be written for the hardware: {simulated['why']}"))
     rows.append(("seconds by stage", ", ".join(f"{k} {v:.0f}" for k, v in values["seconds"].items())))
     return rows
 
@@ -123,7 +127,11 @@ def other_steps(own: int | None, steps: str) -> str:
 
 def _accuracy_text(found: dict[str, Any], steps: str) -> str:
     iou = found.get("mean_iou", {}).get(steps)
-    return f"{found['accuracy'][steps]:.2f} %{_band(found.get('interval', {}).get(steps))}{_iou(iou)}{_bits(found, steps)}"
+    joules = found.get("activity", {}).get(steps, {}).get("energy_joules")
+    energy = "" if joules is None else f", {joules * 1e6:.2f} uJ"
+    return (
+        f"{found['accuracy'][steps]:.2f} %{_band(found.get('interval', {}).get(steps))}{_iou(iou)}{_bits(found, steps)}{energy}"
+    )
 
 
 def _band(interval: Sequence[float] | None) -> str:

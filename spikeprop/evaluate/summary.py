@@ -15,7 +15,6 @@ from spikeprop.evaluate.predictor import BatchPredictions, Predictor
 from spikeprop.evaluate.report import other_steps, steps_text
 from spikeprop.evaluate.scores import Predictions, Proportion
 from spikeprop.snn import SpikingNetwork
-from spikeprop.snn.activity import payloads
 
 ANN = "ANN"  # the one column of a network that has no time steps
 
@@ -126,11 +125,10 @@ def evaluation_rows(values: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def levels(network: nn.Module) -> int:
-    """The most levels of a network's graded neurons; 1 if it has none."""
+    """The most levels of a network's graded neurons; 1 if it has none. Real numbers, pooled ones too, have no levels."""
     if not isinstance(network, SpikingNetwork):
         return 1
-    computes = set(network.arithmetic_layers())
-    return max((found.bits for name, found in payloads(network).items() if name not in computes), default=1)
+    return max((layer.payload_bits for layer in network.dynamics().values() if not layer.arithmetic), default=1)
 
 
 def class_table(predictor: Predictor, predictions: Predictions, names: Sequence[str]) -> str:

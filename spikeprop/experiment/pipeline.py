@@ -53,7 +53,10 @@ class HybridConversion(HybridSettings):
             "thresholds": results["convert"]["thresholds"],
             "conversion": self.convert.describe_choice(),
         }
-        return report_on(run, {**results["evaluate"], **own, "simulate": results["simulate"]})
+        simulated, why = results["simulate"], results["export"].get("why")
+        if why and self.simulate.samples:  # the rows say why nothing was simulated, although the recipe asks for it
+            simulated = {**simulated, "why": why}
+        return report_on(run, {**results["evaluate"], **own, "simulate": simulated})
 
     def simulation_steps(self, data: ImageData) -> int:
         """Steps of a simulation."""

@@ -220,7 +220,13 @@ def _image(one: Mapping[str, Any]) -> Markup:
 def _parity(run: RunRecord, found: Evidence, name: str) -> Markup:
     simulated = (run.report or {})["simulate"]
     if not simulated.get("samples"):
-        return note("The run did not simulate the network (simulate.samples=0, or a network that NIR cannot represent).")
+        why = simulated.get("why")
+        why = (
+            f"it cannot be written for the hardware: {why}"
+            if why
+            else "simulate.samples=0, or a network that NIR cannot represent"
+        )
+        return note(f"The run did not simulate the network ({why}).")
     equal = "all spike trains are equal" if simulated["spikes_equal"] else "spike trains are NOT equal"
     agree = (
         f"Predictions agree on {simulated['agreement']:.1f} % of {simulated['samples']} samples, "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -102,6 +103,9 @@ def test_errors_fall_with_steps_and_without_an_error_it_says_so() -> None:
     assert [row.layer for row in found.at(STEPS)] == list(network.neurons())
     exact = sp.convert(ann, torch.zeros(1, 6) + x[:1], sp.GradedIF(levels=4), sp.ThresholdIteration(timesteps=1))
     assert "No layer adds" in str(sp.explain_conversion(exact, ann, x[:1], [1]))
+    alike = dataclasses.replace(found, agreement={STEPS: 100.0})
+    assert "No prediction is lost. The largest error of its own" in str(alike)
+    assert "Most is lost" not in str(alike)
 
 
 def test_own_and_inherited_errors_add_up_for_the_first_layer() -> None:

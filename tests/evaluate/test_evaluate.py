@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from spikeprop import CNN, IF, Digits, Direct, Latency, MaxActivation, Poisson, ResNet, convert, snn_accuracy
+from spikeprop import CNN, IF, Digits, Direct, GradedIF, Latency, MaxActivation, Poisson, ResNet, SignedIF, convert, snn_accuracy
 from spikeprop.errors import EvaluationError
 from spikeprop.evaluate import ADD_JOULES, MAC_JOULES, ActivityMeter, ann_accuracy, count_macs, fan_out, run_rows
+from spikeprop.evaluate.summary import levels
 from spikeprop.snn import INPUT, Layer, SpikingNetwork, Synapse
 from spikeprop.snn.watching import WATCHED_BYTES, watched_chunk
 
@@ -114,10 +115,25 @@ def test_rows_say_of_how_many_images_and_that_fine_tuning_made_it_worse() -> Non
     }  # fmt: skip
     rows = dict(run_rows(values))
     assert rows["ANN"] == "60.94 % (48.69 to 71.94) of 64 test images"
-    assert rows["fine-tuned, T = 4"] == "53.12 % (41.07 to 64.82), 1 bits a neuron"
+    assert rows["fine-tuned, T = 4"] == "53.12 % (41.07 to 64.82), 1 bits a neuron, 1.00 uJ"
     assert rows["fine-tuning"].startswith("6.26 points below the converted network at T = 4, which may be chance (the intervals")
     assert rows["MACs (ANN) / SynOps (SNN) an image"] == "10 / 5 (mean of 64)"
     assert "fine-tuning" not in dict(run_rows({**values, "finetuned": network(59.4, [47.0, 70.0])}))
+    assert rows["energy an image (arithmetic, 45 nm)"] == "ANN 2.00 uJ, SNN 1.00 uJ at T = 4"
+    assert "not simulated" not in rows
+    refused = dict(run_rows({**values, "simulate": {"samples": 0, "why": "SiLU is no spike"}}))
+    assert refused["not simulated"] == "the network cannot be written for the hardware: SiLU is no spike"
+
+
+def test_pooled_real_numbers_are_no_levels() -> None:
+    """Max pooling passes on what it reads, and of a SiLU that is a real number, for which 31 bits are counted, not 31 levels."""
+    ann = nn.Sequential(
+        nn.Conv2d(1, 2, 3), nn.SiLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(18, 6), nn.ReLU(), nn.Linear(6, 3)
+    )
+    for neuron, expected in ((GradedIF(levels=3), 3), (SignedIF(), 1)):
+        network = convert(ann, [torch.rand(4, 1, 8, 8)], neuron, MaxActivation())
+        assert network.arithmetic_layers()
+        assert levels(network) == expected
 
 
 def test_rates_synops_and_energy_by_hand() -> None:
