@@ -168,7 +168,7 @@ def test_the_limits_of_a_chip_are_not_those_of_the_host_that_computes_its_output
 
 
 def currents(source: str, inputs: int, outputs: int, bias: bool = False, **given: Any) -> Layer:
-    settings = {"v_threshold": 0.25, "leak": 0.75, "synaptic_leak": 0.5} | given
+    settings: dict[str, Any] = {"v_threshold": 0.25, "leak": 0.75, "synaptic_leak": 0.5} | given
     return Layer([(source, Synapse([nn.Linear(inputs, outputs, bias=bias)]))], CubaLIF(**settings))
 
 
