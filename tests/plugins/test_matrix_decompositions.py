@@ -345,6 +345,25 @@ def test_the_smallest_least_squares_solution_of_any_rank() -> None:
         assert gradgradcheck(solve, inputs, fast_mode=True)
 
 
+def test_the_derivative_is_of_the_rank_that_was_solved_with() -> None:
+    """A^H has other pivots, which lie on the other side of this rtol."""
+    a = torch.tensor([[1.0, 0.6], [0.0, 0.55]], dtype=torch.float64, requires_grad=True)
+    b = torch.tensor([1.0, 2.0], dtype=torch.float64)
+    ours, theirs = minimum_norm(a, b, rtol=0.5), torch.linalg.solve(a, b)
+    torch.testing.assert_close(ours, theirs)
+    torch.testing.assert_close(*(torch.autograd.grad(x.square().sum(), a)[0] for x in (ours, theirs)))
+
+
+def test_the_backward_pass_too_is_in_float32_under_autocast() -> None:
+    draws = torch.Generator().manual_seed(0)
+    a, b = (torch.randn(5, n, generator=draws) for n in (3, 2))
+    wanted, found = (a.clone().requires_grad_() for _ in range(2))
+    minimum_norm(wanted, b).sum().backward()
+    with torch.autocast("cpu", torch.bfloat16):
+        minimum_norm(found, b).sum().backward()
+    torch.testing.assert_close(found.grad, wanted.grad, rtol=1e-6, atol=1e-6)
+
+
 def test_experiment_reports_accuracy_and_float32_gradient_errors(tmp_path: Path) -> None:
     recipe = load_recipe("qr_least_squares", ["seeds=[0, 1]", "steps=20", "closeness=[0.1, 1e-4]"])
     recipe.experiment.run(Context(RunFolder(tmp_path, recipe), "qr_least_squares", lambda _: None))
