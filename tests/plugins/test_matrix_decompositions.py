@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor
-from torch.autograd import gradcheck, gradgradcheck
+from torch.autograd import forward_ad, gradcheck, gradgradcheck
 from torch.func import grad, hessian, jacfwd, jacrev, vmap
 
 from spikeprop.errors import RankError, RecipeError
@@ -214,6 +214,10 @@ def test_rank_deficiency_names_the_column_and_the_bound() -> None:
         function(torch.zeros(2, 2))  # nobody wants a derivative
         with torch.no_grad():
             function(torch.zeros(2, 2, requires_grad=True))
+            with pytest.raises(RankError, match="depends"):  # forward mode goes on without reverse mode
+                torch.func.jvp(function, (torch.zeros(2, 2),), (torch.ones(2, 2),))
+            with forward_ad.dual_level(), pytest.raises(RankError, match="depends"):
+                function(forward_ad.make_dual(torch.zeros(2, 2), torch.ones(2, 2)))
 
 
 def test_columns_of_any_scale_have_full_rank() -> None:
