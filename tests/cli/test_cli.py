@@ -486,7 +486,9 @@ SHALLOW = {  # in place of networks of up to 34 million weights, which test-slow
     "cifar100_vgg11_stdb": "ann.depth=5",
     "cifar10_resnet20_stdb": "ann.depth=8",
     "digits_on_photographs_unet": "ann.widths=[4, 8]",
-    **dict.fromkeys((f"cifar10_fast_{kind}" for kind in ("diet", "graded", "qcfs", "signed", "stdb")), "ann.widths=[4, 8, 8]"),
+    **dict.fromkeys(
+        (f"cifar10_fast_{kind}" for kind in ("ar", "diet", "graded", "qcfs", "signed", "stdb")), "ann.widths=[4, 8, 8]"
+    ),
 }
 GENERATED = {"dvs": layouts.few_gestures, "shd": layouts.few_spoken_digits}  # sets that are not here, in their layouts
 RECIPES = sorted(recipe_folder().glob("*.yaml"))

@@ -136,7 +136,7 @@ def test_sequences_run_on_lava_as_in_pytorch(tmp_path: Path, seed: int) -> None:
     assert exact["spikes_equal"], exact["first_difference"]
     assert exact["output_error"] < 1e-9
     assert (exact["timesteps"], exact["samples"], exact["agreement"]) == (STEPS, 2, 100)
-    assert exact["spikes"] > 30
+    assert exact["spikes"] > 10
     given = x.values.numpy()
     fixed = [simulate(tmp_path / "n.nir", given, precision="fixed", backend=backend) for backend in ("lava", "reference")]
     for name, train in fixed[0].spikes.items():
@@ -170,11 +170,12 @@ def test_batch_norm_becomes_part_of_the_weights(tmp_path: Path) -> None:
 
 
 def test_a_trained_leak_is_written_as_a_leak() -> None:
-    """PLIF divides its current by tau = 4: a LIF with r = 1, which is read with a threshold of 4."""
+    """PLIF divides its current by tau = 4: a leak of 3/4 with a threshold of 4."""
     layers = {"a": Layer([("input", Synapse([nn.Linear(3, 2)]))], PLIF(tau=4.0)), "o": Layer([("a", Synapse([]))], None)}
     network = SpikingNetwork(layers, Direct(), (3,))
     node: Any = to_nir(network).nodes["a"]
-    np.testing.assert_allclose([node.tau, node.r], [[4, 4], [1, 1]])
+    np.testing.assert_allclose(node.v_threshold, [4, 4])
+    assert node.leak == pytest.approx(0.75)
     read: Any = from_nir(to_nir(network)).layers["a"].neuron
     assert (type(read), float(read.leak), float(read.v_threshold)) == (LIF, 0.75, 4.0)
 

@@ -92,7 +92,7 @@ def test_folder_is_evaluated_exported_simulated_and_shown_without_questions(run:
     assert "Fires" not in (page := (tmp_path / "page.html").read_text())
     assert all(f"run-0-{part}" in page for part in ("rates", "raster-0", "confusion"))
     refused = CliRunner().invoke(main, ["explain", str(run), "--root", str(folder), "-o", str(tmp_path / "x.html")])
-    assert "FrameData gives sequences" in refused.output
+    assert "batch-norm over time" in refused.output
     cli("run", folder / "blinks.yaml", "--out", run, "--no-tensorboard")  # finished: nothing runs again
 
 

@@ -88,7 +88,7 @@ def _unable(p: Population) -> dict[str, bool]:
         "has neurons whose thresholds adapt, which Speck's do not: use IF": p.adaptation is not None,
         "has synaptic currents that outlive their step, which Speck has not: use IF": p.synaptic_leak is not None,
         "leaks, and Speck's neurons do not: use IF": p.leak is not None and bool((p.leak != 1).any()),
-        "resets to zero, and Speck subtracts the threshold: reset: subtract": p.to_zero,
+        "resets to zero, which Speck does spike by spike and this model, in steps, does not: reset: subtract": p.to_zero,
         "reads feedback, which Speck has not: make it a chain": any(c.lag for c in p.connections),
     }
 
