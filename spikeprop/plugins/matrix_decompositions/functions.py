@@ -16,6 +16,7 @@ from typing import Any, Literal, NamedTuple, TypeVar, cast
 
 import torch
 from torch import Tensor
+from torch._C._functorch import TransformType, get_interpreter_stack
 from torch.autograd.forward_ad import _set_fwd_grad_enabled, unpack_dual
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
@@ -162,8 +163,8 @@ def _derivative_wanted(a: Tensor) -> bool:
     ``torch.no_grad`` ends reverse mode alone: a tangent is computed within it too.
     """
     if torch._C._are_functorch_transforms_active() and not torch.compiler.is_compiling():
-        active = torch._C._functorch.get_interpreter_stack() or []
-        return torch.is_grad_enabled() or any(one.key() == torch._C._functorch.TransformType.Jvp for one in active)
+        active = get_interpreter_stack() or []
+        return torch.is_grad_enabled() or any(transform.key() == TransformType.Jvp for transform in active)
     # while compiling, forward mode breaks the graph, and asks again outside
     return (torch.is_grad_enabled() and a.requires_grad) or unpack_dual(a).tangent is not None
 
