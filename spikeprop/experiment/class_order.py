@@ -38,8 +38,8 @@ def better_order(scores: Tensor, labels: Tensor, names: Sequence[str]) -> str:
     own, other = predicted == labels, torch.zeros_like(labels, dtype=torch.bool)
     for half in (rows % 2 == 0, rows % 2 == 1):
         other[~half] = predicted[~half] == _assigned(predicted[half], labels[half], classes, classes)[labels[~half]]
-    gained, lost = int((other & ~own).sum()), int((own & ~other).sum())
-    if gained - lost <= SURE * (gained + lost) ** 0.5:
+    always = labels == labels.bincount().argmax()  # a network that predicts one class is as good in some order
+    if not (_surely_better(other, own) and _surely_better(other, always)):
         return ""
     output_of = _assigned(predicted, labels, classes, classes)
     correct = 100 * float((predicted == output_of[labels]).double().mean())
@@ -47,6 +47,12 @@ def better_order(scores: Tensor, labels: Tensor, names: Sequence[str]) -> str:
     return (
         f"the classes in the order {order_text(order)} would make {correct:.0f} % correct: are folders or names in another order?"
     )
+
+
+def _surely_better(one: Tensor, other: Tensor) -> bool:
+    """Whether more predictions are correct, of the same images, than by chance."""
+    gained, lost = int((one & ~other).sum()), int((other & ~one).sum())
+    return gained - lost > SURE * (gained + lost) ** 0.5
 
 
 def missing_classes(scores: Tensor, labels: Tensor, names: Sequence[str]) -> tuple[float, str]:

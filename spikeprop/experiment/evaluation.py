@@ -15,7 +15,7 @@ from typing import Any
 from torch import nn
 
 from spikeprop.data import LabelledData
-from spikeprop.errors import EvaluationError
+from spikeprop.errors import DamagedFileError, EvaluationError
 from spikeprop.evaluate import (
     MAC_JOULES,
     BatchPredictions,
@@ -190,7 +190,12 @@ def _own_folder(folder: Path, settings: dict[str, Any], restart: bool) -> Path:
         found = folder if number == 1 else folder.with_name(f"{folder.name}-{number}")
         if not (found / "evaluation.json").exists():
             return folder if restart else found
-        held = recorded(found)["settings"]
+        try:
+            held = recorded(found)["settings"]
+        except DamagedFileError:
+            if restart:
+                return found
+            raise
         if held == wanted or held.get("checkpoint") != wanted["checkpoint"]:
             return found
     return folder

@@ -29,7 +29,6 @@ from spikeprop.learn.simulating import (
 )
 from spikeprop.learn.temporal import ReadOut, TemporalLoss
 from spikeprop.snn import SpikingNetwork
-from spikeprop.snn.simulation import last_layer
 from spikeprop.snn.timed_input import RunningInput, TimedInput, time_first
 
 
@@ -73,7 +72,8 @@ class BPTT(SimulatingRule):
         return replace(found, how="mean") if self.average and isinstance(found, ReadOut) else found
 
     def _unit(self, network: SpikingNetwork, x: Any) -> Tensor:
-        return last_layer(network).scale if self.average else super()._unit(network, x)
+        unit = super()._unit(network, x)
+        return unit * (self.timesteps or x.shape[1]) if self.average and isinstance(x, Tensor) else unit
 
     def step(self, model: Any, x: Any, y: Tensor) -> dict[str, Tensor]:
         network = self.network_in(model)

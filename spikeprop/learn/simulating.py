@@ -82,7 +82,7 @@ class SimulatingRule(LearningRule):
         """Factor that brings what the loss reads to the units of the ANN that the network was converted from."""
         scale = last_layer(network).scale
         summed = network.read == "sum" and isinstance(self.loss, Loss) and not self.each_step
-        return scale / (self.timesteps or x.shape[1]) if summed and isinstance(x, Tensor) else scale
+        return scale / network.readout.counted_steps(self.timesteps or x.shape[1]) if summed and isinstance(x, Tensor) else scale
 
     def in_time(self, network: SpikingNetwork, x: object) -> tuple[Tensor, Tensor | None]:
         """A batch, examples first, as ``time_first`` gives it.

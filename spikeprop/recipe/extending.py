@@ -54,6 +54,8 @@ class ExtendedRecipe:
         for file, tree in zip(reversed(self.files), reversed(trees)):
             self.tree = laid_over(self.tree, tree)
             self._origin |= dict.fromkeys(_paths(tree), file)
+        left = {*_paths(self.tree)}  # without those of components that were replaced
+        self._origin = {path: file for path, file in self._origin.items() if path in left}
 
     @contextmanager
     def named(self) -> Iterator[None]:

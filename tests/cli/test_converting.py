@@ -286,6 +286,12 @@ def test_classes_in_another_order_are_told_and_the_right_order_is_not(shift: int
     assert better_order(torch.rand(256, 10), torch.randint(10, (256,)), [str(i) for i in range(10)]) == ""  # chance is no order
 
 
+def test_a_network_that_predicts_one_class_is_in_no_order() -> None:
+    labels = torch.cat([torch.zeros(150), torch.ones(50)]).long()  # 75 % would be "correct" in the other order
+    assert better_order(nn.functional.one_hot(torch.ones(200).long(), 2).float(), labels, ["cat", "dog"]) == ""
+    assert "100 % correct" in better_order(nn.functional.one_hot(1 - labels, 2).float(), labels, ["cat", "dog"])
+
+
 def test_a_convert_with_renamed_classes_warns_with_the_order() -> None:
     class Turned(Centred):
         def forward(self, x: Tensor) -> Tensor:

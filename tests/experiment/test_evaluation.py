@@ -19,6 +19,7 @@ from spikeprop import CNN, IF, Poisson
 from spikeprop.cli import main
 from spikeprop.convert import to_spiking
 from spikeprop.data import ImageNet
+from spikeprop.errors import DamagedFileError
 from spikeprop.evaluate import Journal
 from spikeprop.experiment.evaluation import _own_folder
 from spikeprop.learn import save_checkpoint
@@ -170,6 +171,15 @@ def test_an_evaluation_with_other_options_has_a_folder_of_its_own(tmp_path: Path
     assert _own_folder(folder, few, True).name == "ann-2"
     assert _own_folder(folder, {**few, "limit": 5}, True) == folder  # to begin again is to delete
     assert _own_folder(folder, {**few, "checkpoint": "b"}, False) == folder  # is refused there
+
+
+def test_restart_is_the_remedy_for_a_damaged_evaluation(tmp_path: Path) -> None:
+    folder = tmp_path / "ann"
+    folder.mkdir()
+    (folder / "evaluation.json").write_text("{")
+    with pytest.raises(DamagedFileError, match="--restart to predict again"):
+        _own_folder(folder, {"checkpoint": "a"}, False)
+    assert _own_folder(folder, {"checkpoint": "a"}, True) == folder
 
 
 def test_restart_deletes_the_folders_predictions(run: Path, photographs: Path, tmp_path: Path) -> None:

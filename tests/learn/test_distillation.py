@@ -67,8 +67,10 @@ def gradients(rule: Any, network: sp.SpikingNetwork, x: Tensor) -> list[Tensor]:
     return [p.grad.clone() for p in network.parameters() if p.grad is not None]
 
 
-def test_scores_are_compared_in_the_teachers_units() -> None:
+@pytest.mark.parametrize("delay", [0, 1])
+def test_scores_are_compared_in_the_teachers_units(delay: int) -> None:
     ann, network, x = converted()
+    network.readout.set(delay=delay)
     loss = Distillation(weight=1.0, teacher=ann)
     summed, mean = (gradients(BPTT(timesteps=4, loss=loss, average=how), network, x) for how in (False, True))
     network.zero_grad()

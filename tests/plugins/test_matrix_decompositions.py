@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor
-from torch.autograd import gradcheck, gradgradcheck
+from torch.autograd import forward_ad, gradcheck, gradgradcheck
 from torch.func import grad, hessian, jacfwd, jacrev, vmap
 
 from spikeprop.errors import RankError, RecipeError
@@ -214,6 +214,10 @@ def test_rank_deficiency_names_the_column_and_the_bound() -> None:
         function(torch.zeros(2, 2))  # nobody wants a derivative
         with torch.no_grad():
             function(torch.zeros(2, 2, requires_grad=True))
+            with pytest.raises(RankError, match="depends"):  # forward mode goes on without reverse mode
+                torch.func.jvp(function, (torch.zeros(2, 2),), (torch.ones(2, 2),))
+            with forward_ad.dual_level(), pytest.raises(RankError, match="depends"):
+                function(forward_ad.make_dual(torch.zeros(2, 2), torch.ones(2, 2)))
 
 
 def test_columns_of_any_scale_have_full_rank() -> None:
@@ -343,6 +347,25 @@ def test_the_smallest_least_squares_solution_of_any_rank() -> None:
         inputs, solve = (left, right, b), lambda left, right, b: minimum_norm(left @ right, b, rtol=1e-9)
         assert gradcheck(solve, inputs, fast_mode=True)
         assert gradgradcheck(solve, inputs, fast_mode=True)
+
+
+def test_the_derivative_is_of_the_rank_that_was_solved_with() -> None:
+    """A^H has other pivots, which lie on the other side of this rtol."""
+    a = torch.tensor([[1.0, 0.6], [0.0, 0.55]], dtype=torch.float64, requires_grad=True)
+    b = torch.tensor([1.0, 2.0], dtype=torch.float64)
+    ours, theirs = minimum_norm(a, b, rtol=0.5), torch.linalg.solve(a, b)
+    torch.testing.assert_close(ours, theirs)
+    torch.testing.assert_close(*(torch.autograd.grad(x.square().sum(), a)[0] for x in (ours, theirs)))
+
+
+def test_the_backward_pass_too_is_in_float32_under_autocast() -> None:
+    draws = torch.Generator().manual_seed(0)
+    a, b = (torch.randn(5, n, generator=draws) for n in (3, 2))
+    wanted, found = (a.clone().requires_grad_() for _ in range(2))
+    minimum_norm(wanted, b).sum().backward()
+    with torch.autocast("cpu", torch.bfloat16):
+        minimum_norm(found, b).sum().backward()
+    torch.testing.assert_close(found.grad, wanted.grad, rtol=1e-6, atol=1e-6)
 
 
 def test_experiment_reports_accuracy_and_float32_gradient_errors(tmp_path: Path) -> None:

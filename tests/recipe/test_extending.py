@@ -60,6 +60,13 @@ def test_mistakes_name_their_file(tmp_path: Path) -> None:
     assert any("convert.timestep:" in line and "base.yaml" not in line for line in lines)
 
 
+def test_what_a_component_lacks_is_not_looked_for_in_the_one_that_it_replaced(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError) as found:
+        load_recipe(str(written(tmp_path, base=BASE, own="extends: base\nann: {use: MLP, classes: 10}\n")))
+    assert "ann.hidden is missing" in str(found.value)
+    assert "base.yaml" not in str(found.value)
+
+
 def test_what_cannot_be_extended_is_refused(tmp_path: Path) -> None:
     for text, says in (
         ("extends: nothing_like_it", r"own\.yaml: extends: no recipe 'nothing_like_it'"),

@@ -92,7 +92,9 @@ def unrolled(network: SpikingNetwork, x: Tensor, timesteps: int, lengths: Tensor
         output = _read(network.read, simulation.step(x_B), output, t, lengths)
     tracer.step = None
     assert output is not None
-    return output if network.read != "mean" else output / (timesteps if lengths is None else lengths.to(output)[:, None])
+    if network.read != "mean":
+        return output
+    return output / (timesteps if lengths is None else lengths.to(output).view(-1, *(1,) * (output.dim() - 1)))
 
 
 def _read(how: str, value: Tensor, output: Tensor | None, t: int, lengths: Tensor | None) -> Tensor:

@@ -16,6 +16,7 @@ from typing import Any, Literal, NamedTuple, TypeVar, cast
 
 import torch
 from torch import Tensor
+from torch._C._functorch import TransformType, get_interpreter_stack
 from torch.autograd.forward_ad import _set_fwd_grad_enabled, unpack_dual
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
@@ -157,12 +158,15 @@ def _in_graph(a: Tensor) -> bool:
 
 
 def _derivative_wanted(a: Tensor) -> bool:
-    """Whether someone may differentiate by A; inside a transform of ``torch.func``, which does not tell, always."""
-    if not torch.is_grad_enabled():
-        return False
-    if torch.compiler.is_compiling():  # forward mode breaks the graph, and asks again outside
-        return a.requires_grad or unpack_dual(a).tangent is not None
-    return a.requires_grad or torch._C._are_functorch_transforms_active() or unpack_dual(a).tangent is not None
+    """Whether someone may differentiate by A; inside a transform of ``torch.func``, which does not tell, always.
+
+    ``torch.no_grad`` ends reverse mode alone: a tangent is computed within it too.
+    """
+    if torch._C._are_functorch_transforms_active() and not torch.compiler.is_compiling():
+        active = get_interpreter_stack() or []
+        return torch.is_grad_enabled() or any(transform.key() == TransformType.Jvp for transform in active)
+    # while compiling, forward mode breaks the graph, and asks again outside
+    return (torch.is_grad_enabled() and a.requires_grad) or unpack_dual(a).tangent is not None
 
 
 def adjoint(a: Tensor) -> Tensor:

@@ -69,7 +69,7 @@ def minimum_norm(A: Tensor, b: Tensor, *, rtol: float | None = None) -> Tensor:
         raise ValueError(f"minimum_norm: A has shape {tuple(A.shape)}; it solves for one matrix (m, n): ranks differ in a batch")
     if not bool(torch.isfinite(A.detach()).all()):
         raise ValueError("minimum_norm: A is not finite; find the origin of that value")
-    x = _MinimumNorm.apply(A, right, max(A.shape) * torch.finfo(A.dtype).eps if rtol is None else rtol)
+    x = _MinimumNorm.apply(A, right, max(A.shape) * torch.finfo(A.dtype).eps if rtol is None else rtol, None)
     return x.squeeze(-1) if vectors else x
 
 
@@ -87,25 +87,27 @@ class _MinimumNorm(torch.autograd.Function):
     """A^+ b. The backward pass solves with A and A^H again, by this function, so it can be differentiated too."""
 
     @staticmethod
-    def forward(ctx: Any, a: Tensor, b: Tensor, rtol: float) -> Tensor:
+    def forward(ctx: Any, a: Tensor, b: Tensor, rtol: float, rank: int | None) -> Tensor:
         q, r, pivots = factor_pivoted(a, False, "")
         sizes = r.diagonal().abs()
-        rank = int((sizes > rtol * sizes[:1]).sum())
+        if rank is None:  # A^H has other pivots, which may lie on the other side of rtol; its rank is that of A
+            rank = int((sizes > rtol * sizes[:1]).sum())
         basis, triangle = factor(adjoint(r[:rank]), False, "")  # R = L Z with L = triangle^H, Z = basis^H
         inner = solve_triangular(triangle.mH, q[:, :rank].mH @ b, upper=False)
         x = (basis @ inner)[pivots.argsort()]
         ctx.save_for_backward(a, b, x)
-        ctx.rtol = rtol
+        ctx.rank = rank
         return x
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None]:
+    @without_autocast
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None, None]:
         a, b, x = ctx.saved_tensors
         (g,) = grads
         k, a_h = x.shape[1], adjoint(a)
-        solved = _MinimumNorm.apply(a_h, torch.cat([g, x], 1), ctx.rtol)  # A^+H g and A^+H x
+        solved = _MinimumNorm.apply(a_h, torch.cat([g, x], 1), 0.0, ctx.rank)  # A^+H g and A^+H x
         g_b, dual = solved[:, :k], solved[:, k:]
-        again = _MinimumNorm.apply(a, torch.cat([g_b, a @ g], 1), ctx.rtol)  # A^+ A^+H g and A^+ A g
+        again = _MinimumNorm.apply(a, torch.cat([g_b, a @ g], 1), 0.0, ctx.rank)  # A^+ A^+H g and A^+ A g
         outside = g - again[:, k:]
         g_a = (b - a @ x) @ again[:, :k].mH + dual @ outside.mH - g_b @ x.mH
-        return g_a, g_b, None
+        return g_a, g_b, None, None

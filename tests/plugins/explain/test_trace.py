@@ -19,6 +19,7 @@ from spikeprop.errors import ExplainError
 from spikeprop.plugins.explain import TrainingStep, page_data, replay, trace_step
 from spikeprop.plugins.explain.forms import FORMS
 from spikeprop.plugins.explain.kinds import kind_of
+from spikeprop.runtime.batches import Sequences
 from spikeprop.snn import STDB, ATan, FastSigmoid, Surrogate, Triangle
 from tests.plugins.explain.subjects import ALL, EXTRA, Residual, mlp, plain_gradients, residual, sequences, spiking
 
@@ -283,6 +284,17 @@ def test_sequences_and_feedback_are_shown_step_by_step(settings: dict[str, Any])
 )
 def test_neurons_with_a_second_state_are_shown_on_sequences(neuron: nn.Module) -> None:
     subject = sequences(neuron=neuron, unequal=True)
+    expected, step = plain_gradients(subject), trace_step(subject)
+    for name, p in step.model.named_parameters():
+        torch.testing.assert_close(p.grad, expected[name], rtol=1e-9, atol=1e-12, msg=name)
+
+
+def test_the_mean_of_maps_is_by_each_sequences_own_length() -> None:
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Conv2d(1, 2, 3, padding=1), LIF(leak=0.9, v_threshold=0.3), nn.Conv2d(2, 3, 1))
+    network = built(module, (1, 2, 2), encoder=sp.Frames(), read="mean")  # maps as high as the batch is long
+    frames = Sequences(torch.rand(2, 4, 1, 2, 2), torch.tensor([4, 2]))
+    subject = TrainingStep(name="maps", model=network, x=frames, y=torch.randint(3, (2, 2, 2)))
     expected, step = plain_gradients(subject), trace_step(subject)
     for name, p in step.model.named_parameters():
         torch.testing.assert_close(p.grad, expected[name], rtol=1e-9, atol=1e-12, msg=name)
