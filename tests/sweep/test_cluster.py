@@ -6,6 +6,7 @@ import contextlib
 import csv
 import json
 import os
+import re
 import signal
 import socket
 import sys
@@ -19,8 +20,9 @@ from click.testing import CliRunner
 
 from spikeprop.cli import main
 from spikeprop.runtime.locks import Lock
-from spikeprop.sweep.cluster import check_reachable
+from spikeprop.sweep.cluster import ClusterTrial, check_reachable
 from spikeprop.sweep.node import BUSY, ENDED, UNFIT, fingerprint, missing_here, run_trial
+from spikeprop.sweep.plan import SweepPlan
 from tests.forked import ROOT, Program
 
 QUICK = "use: tests.sweep.quick.Quick\nx: 1.0\n"
@@ -84,6 +86,71 @@ def test_node_runs_a_trial_and_says_why_it_failed(recipe: Path, tmp_path: Path) 
     assert lock.acquire()  # of another process
     assert run_trial(**given) == (BUSY, 1, "")
     lock.release()
+
+
+class Lost(Exception):
+    """Stands for Ray's own errors."""
+
+
+class Nodes:
+    """Two nodes, and what becomes of each start of a trial, in order."""
+
+    def __init__(self, *results: Any):
+        self.results, self.starts = results, list[tuple[str, ...]]()
+        self.ray, self.exceptions, self.RayError = self, self, Lost
+        self.plan, self.notify = SweepPlan(recipe="quick", axes=(), retries=2), lambda _: None
+
+    def submit(self, given: Any, avoided: Any) -> int:
+        self.starts.append(tuple(sorted(avoided)))
+        return len(self.starts) - 1
+
+    def wait(self, references: list[int], timeout: float) -> tuple[list[int], list[int]]:
+        return references, []
+
+    def get(self, reference: int) -> Any:
+        if isinstance(self.results[reference], Lost):
+            raise self.results[reference]
+        return self.results[reference]
+
+    def roomy(self, avoided: Any) -> bool:
+        return len(avoided) < 2
+
+    def leave_out(self, node: str, why: str) -> None:
+        assert (node, why) == ("a", "no folder")
+
+    def name(self, node: str) -> str:
+        return node
+
+
+GOOD, FAILED = ("b", ENDED, 0, ""), ("a", ENDED, 1, "no photographs")
+
+
+@pytest.mark.parametrize(
+    ("results", "code", "why", "starts"),
+    [
+        ([GOOD], 0, "", [()]),
+        ([Lost("node died"), ("a", ENDED, -9, "killed"), GOOD], 0, "", [(), (), ()]),
+        ([Lost("node died"), ("a", ENDED, 130, "stopped"), Lost("node died")], 1, "was started 3 times", [(), (), ()]),
+        ([("a", BUSY, 1, ""), GOOD], 0, "", [(), ()]),
+        ([("a", UNFIT, 1, "no folder"), GOOD], 0, "", [(), ()]),
+        ([FAILED, Lost("node died"), GOOD], 0, "", [(), ("a",), ("a",)]),
+        ([FAILED, ("b", ENDED, 1, "too large")], 1, r"no photographs \(on a\); too large \(on b\)", [(), ("a",)]),
+    ],
+)
+def test_trial_is_started_again_as_often_as_it_is_lost_and_never_where_it_failed(
+    results: list[Any], code: int, why: str, starts: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("spikeprop.sweep.cluster.BUSY_SECONDS", 0.0)
+    (tmp_path / "report.json").touch()
+    nodes: Any = Nodes(*results)
+    trial = ClusterTrial(nodes, tmp_path, {})
+    trial.start()
+    looks = iter(range(100))
+    while (found := trial.ended()) is None:
+        assert next(looks, None) is not None
+        time.sleep(0.001)
+    assert (found, nodes.starts) == (code, starts)
+    assert found == 0 or re.search(why, trial.reason(found))
 
 
 # a cluster ----------------------------------------------------------------------------------------------------------------------
