@@ -193,7 +193,10 @@ class ClusterTrial:
     def interrupt(self) -> None:
         """Interrupt it, as Ctrl-C does."""
         if self._result is not None:
-            self.cluster.ray.cancel(self._result)
+            with contextlib.suppress(
+                self.cluster.ray.exceptions.RayError
+            ):  # a lost cluster must not keep others from it
+                self.cluster.ray.cancel(self._result)
 
     def stop(self) -> None:
         """Interrupt it, and wait until it has saved."""

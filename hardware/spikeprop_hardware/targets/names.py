@@ -33,4 +33,4 @@ def target(name: str | Target) -> Target:
         return TARGETS[key]
     near = get_close_matches(name.lower(), TARGETS, n=1)
     known = f"{', '.join(TARGETS)}, and generic-{WIDTHS[0]} to generic-{WIDTHS[-1]}"
-    raise HardwareError(f"there is no target {name!r}{f'; did you mean {near[0]!r}?' if near else ''} Known: {known}")
+    raise HardwareError(f"there is no target {name!r}{f'; did you mean {near[0]!r}?' if near else '.'} Known: {known}")
