@@ -117,7 +117,7 @@ class ConversionDiagnosis:
         elif self.agreement[timesteps] == 100:
             lines += [
                 f"No prediction is lost. The largest error of its own, {100 * worst.own:.1f} %, is that of {worst.layer}, and "
-                f"alone it changes {worst.alone:.1f} % of the predictions."
+                f"alone it changes {worst.alone:.1f} % of the predictions. {getattr(worst, cause):.0f} % of that is {cause}."
             ]
         else:
             lines += [

@@ -193,9 +193,7 @@ class ClusterTrial:
     def interrupt(self) -> None:
         """Interrupt it, as Ctrl-C does."""
         if self._result is not None:
-            with contextlib.suppress(
-                self.cluster.ray.exceptions.RayError
-            ):  # a lost cluster must not keep others from it
+            with contextlib.suppress(self.cluster.ray.exceptions.RayError):  # a lost cluster must not keep others from it
                 self.cluster.ray.cancel(self._result)
 
     def stop(self) -> None:

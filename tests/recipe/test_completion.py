@@ -143,7 +143,7 @@ def test_all_mistakes_are_named_at_once(tmp_path: Path) -> None:
     found = messages("digits_cnn_stdb", values)
     assert [message.partition(":")[0] for message in found] == ["train.optimizer", "convert.neuron", "data"]
     mixed = messages("digits_cnn_stdb", [*values, "sed=1"])  # values are tried where the other sections have mistakes
-    assert [message.partition(":")[0] for message in mixed] == ["sed", "train.optimizer", "convert.neuron"]
+    assert [message.partition(":")[0] for message in mixed] == ["sed", "train.optimizer", "convert.neuron", "data"]
     shown = CliRunner().invoke(main, ["check", "digits_cnn_stdb", *values])
     assert shown.exit_code == 1
     assert "Error: 3 mistakes:\n  train.optimizer: " in shown.output
