@@ -120,7 +120,7 @@ class Cluster:
         return {node["NodeID"]: node for node in self.ray.nodes() if node["Alive"]}
 
     def _sizes(self) -> str:
-        sizes = [node["Resources"] for node in self._nodes().values()]
+        sizes = sorted((node["Resources"] for node in self._nodes().values()), key=lambda size: size.get("CPU", 0))
         return ", ".join(
             f"{size.get('CPU', 0):g} CPUs" + (f" and {size['GPU']:g} GPUs" if size.get("GPU") else "") for size in sizes
         )
