@@ -1,6 +1,6 @@
 """Simulation of the exported network: samples/s of the reference simulator and of Lava's CPU simulation, in one run.
 
-python benchmarks/hardware_speed.py --checkpoint runs/RECIPE/finetuned.safetensors --out results/benchmarks/hardware_speed.json
+python benchmarks/hardware_speed.py --checkpoint runs/RECIPE/converted.safetensors --out results/benchmarks/hardware_speed.json
 python benchmarks/hardware_speed.py --checkpoint zoo:cifar10-fast-graded --timesteps 4 --images 10000 --lava 0 --threads 2
 
 The second, a complete test set in integers, leaves Lava out (--lava 0), which would take hours; "all" is then the time of
