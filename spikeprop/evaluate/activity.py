@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from spikeprop.runtime.modes import evaluating
 from spikeprop.snn import INPUT
 from spikeprop.snn.activity import SpikeCounter
 
@@ -59,19 +60,19 @@ def count_macs(model: nn.Module, input_shape: tuple[int, ...]) -> int:
     from torch.nn.attention import SDPBackend, sdpa_kernel
     from torch.utils.flop_counter import FlopCounterMode
 
-    training, fused = model.training, torch.backends.mha.get_fastpath_enabled()
+    fused = torch.backends.mha.get_fastpath_enabled()
     libraries = (torch.backends.mkldnn, torch.backends.cudnn)
     used = [library.set_flags(_enabled=False)[0] for library in libraries]
     like = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
     torch.backends.mha.set_fastpath_enabled(False)
     try:
-        with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False, custom_mapping=_flops_of_more()) as counter:
-            model.eval()(torch.zeros(1, *input_shape, dtype=like.dtype, device=like.device))
+        counter = FlopCounterMode(display=False, custom_mapping=_flops_of_more())
+        with evaluating(model), sdpa_kernel(SDPBackend.MATH), counter:
+            model(torch.zeros(1, *input_shape, dtype=like.dtype, device=like.device))
     finally:
         torch.backends.mha.set_fastpath_enabled(fused)
         for library, enabled in zip(libraries, used, strict=True):
             library.set_flags(_enabled=enabled)
-        model.train(training)
     return counter.get_total_flops() // 2
 
 

@@ -22,6 +22,7 @@ from spikeprop.errors import DataError, LabelError
 from spikeprop.learn.loss import CrossEntropy, Loss
 from spikeprop.runtime.batches import Sequences
 from spikeprop.runtime.checks import positive
+from spikeprop.runtime.modes import evaluating
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,13 +72,8 @@ class Distillation(Loss):
             raise ValueError("Distillation asks a teacher, and has none: Distillation(teacher=ann)")
         if isinstance(x, Sequences):
             raise DataError("Distillation asks a teacher for a batch's scores, and these are sequences of unequal length")
-        modes = [(module, module.training) for module in self.teacher.modules()]
-        self.teacher.eval()
-        try:
+        with evaluating(self.teacher):
             said = self.teacher(x)
-        finally:
-            for module, training in modes:
-                module.training = training
         if not isinstance(said, Tensor):
             raise DataError(f"the teacher returns a {type(said).__name__}; Distillation compares one tensor of scores")
         return _OfBatch(settings=self, teacher_BK=at_least_float32(said), unit=unit)

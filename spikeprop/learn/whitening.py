@@ -21,6 +21,7 @@ from torch.nn import functional as F
 from spikeprop.learn.callback import Callback, TrainingState
 from spikeprop.runtime.batches import Batches
 from spikeprop.runtime.checks import positive
+from spikeprop.runtime.modes import evaluating
 
 
 class _Read(Exception):
@@ -116,19 +117,16 @@ def _inputs(model: nn.Module, conv: nn.Conv2d, batches: Batches, images: int) ->
         found.append(inputs[0])
         raise _Read
 
-    modes = {module: module.training for module in model.modules()}
     handle = conv.register_forward_pre_hook(read)
     try:
-        model.eval()
-        for x, _ in batches.epoch(0):
-            try:
-                model(x[:images].to(conv.weight.device))
-            except _Read:
-                yield found.pop()
-            images -= len(x)
-            if images <= 0:
-                return
+        with evaluating(model):
+            for x, _ in batches.epoch(0):
+                try:
+                    model(x[:images].to(conv.weight.device))
+                except _Read:
+                    yield found.pop()
+                images -= len(x)
+                if images <= 0:
+                    return
     finally:
         handle.remove()
-        for module, training in modes.items():
-            module.training = training

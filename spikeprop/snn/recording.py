@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from spikeprop.errors import DataError
+from spikeprop.runtime.modes import evaluating
 from spikeprop.snn.watching import samples_for, watched_chunk
 
 if TYPE_CHECKING:
@@ -101,10 +102,7 @@ def record(
     thresholds = {name: neuron.spike_size.cpu() for name, neuron in network.neurons().items()}
     recording = SpikeRecording(membranes=membranes, layers=layers, thresholds=thresholds)
     given, lengths = samples_for(network, x)
-    training = network.training
-    try:
+    with evaluating(network):
         chunk = watched_chunk(network, len(x), timesteps or len(given))
-        network.eval()(given, timesteps, lengths=lengths, chunk=chunk, observe=recording)
-    finally:
-        network.train(training)
+        network(given, timesteps, lengths=lengths, chunk=chunk, observe=recording)
     return recording

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from spikeprop.runtime.modes import evaluating
 from spikeprop.runtime.tables import Table, cell_text
 from spikeprop.snn.activity import SpikeCounter
 from spikeprop.snn.layer import INPUT, Layer
@@ -118,14 +119,10 @@ def _counted(network: SpikingNetwork, x: Any, timesteps: int | None) -> tuple[Sp
     """A simulation's counts, and its steps; the network is left in the mode that it was in."""
     given, lengths = samples_for(network, x)
     steps = timesteps or len(given)
-    training = network.training
-    try:
-        network.eval()
+    with evaluating(network):
         counter = SpikeCounter(network, steps)
         observe = counter.start(len(x), lengths)
         network(given, timesteps, lengths=lengths, chunk=watched_chunk(network, len(x), steps), observe=observe)
-    finally:
-        network.train(training)
     return counter, steps
 
 

@@ -19,6 +19,7 @@ from spikeprop.learn import CrossEntropy, LearningRule, Loss
 from spikeprop.learn.segments import Segment, SegmentGraph, segment_graph
 from spikeprop.plugins.interlocking.heads import AuxiliaryHead, ConvHead
 from spikeprop.plugins.interlocking.work import Place, Work, reach_of
+from spikeprop.runtime.modes import evaluating
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,17 +131,11 @@ class Interlocking(LearningRule):
 
 def output_shapes(model: nn.Module, graph: SegmentGraph, x: Tensor) -> list[tuple[int, ...]]:
     """Shape of each segment's output for one sample; the network is not changed."""
-    modes = [(m, m.training) for m in model.modules()]
-    model.eval()
-    try:
-        shapes, h = [], x[:1]
-        with torch.no_grad():
-            for segment in graph.segments:
-                h = segment.module(h.clone())
-                shapes.append(tuple(h.shape[1:]))
-    finally:
-        for module, mode in modes:
-            module.training = mode
+    shapes, h = [], x[:1]
+    with evaluating(model), torch.no_grad():
+        for segment in graph.segments:
+            h = segment.module(h.clone())
+            shapes.append(tuple(h.shape[1:]))
     return shapes
 
 
