@@ -25,7 +25,7 @@ from spikeprop_hardware.integer import ALIGN, DECAY_UNITY, IntegerConnection, In
 from spikeprop_hardware.network import ChipNetwork, Population
 from spikeprop_hardware.quantization import Widths, quantize_network
 from spikeprop_hardware.reference import Simulator
-from spikeprop_hardware.vendors.running import Arrays, run_jobs
+from spikeprop_hardware.vendors.running import Arrays, refuse, run_jobs
 
 ENVIRONMENT = Environment(
     "nengo-loihi", "nengo-loihi-1.1.0", ("nengo-loihi==1.1.0", "nengo<4.1", "numpy<2"), ("nengo_loihi", "numpy")
@@ -33,7 +33,6 @@ ENVIRONMENT = Environment(
 EXPONENTS = range(-1, 8)
 ARRIVING = 2**21  # what arrives at a neuron in a step stays below
 THRESHOLD = 2**24  # that no potential reaches
-Trains = dict[str, np.ndarray]
 
 
 def lower(network: ChipNetwork, input_limit: float = 1.0, timesteps: int | None = None) -> IntegerNetwork:
@@ -50,9 +49,7 @@ def lower(network: ChipNetwork, input_limit: float = 1.0, timesteps: int | None 
     if network.stride != 1:
         raise HardwareError("the network has a loop over several layers that takes one step, and Loihi 1 takes one a synapse")
     for p in network.populations:
-        wrong = next((what for what, is_so in _unable(p).items() if is_so), None)
-        if wrong:
-            raise HardwareError(f"layer {p.name!r} {wrong}")
+        refuse(p.name, _unable(p))
     spiking = replace(network, encoder="Poisson")  # one-bit spikes are read
     made = quantize_network(spiking, input_limit, timesteps, Widths(exponents=EXPONENTS)).network
     return replace(made, populations=[_in_time(p, {made.input: input_limit}) for p in made.populations])
@@ -95,7 +92,7 @@ def _symmetric(matrix: sparse.csr_matrix) -> sparse.csr_matrix:
     return sparse.csr_matrix((np.maximum(matrix.data, -127), matrix.indices, matrix.indptr), matrix.shape)
 
 
-def simulate(network: IntegerNetwork, inputs: np.ndarray) -> Trains:
+def simulate(network: IntegerNetwork, inputs: np.ndarray) -> Arrays:
     """Our model of the chip, in its time.
 
     Args:
@@ -112,12 +109,12 @@ def simulate(network: IntegerNetwork, inputs: np.ndarray) -> Trains:
     return result.spikes | {network.readout.name: result.output}
 
 
-def run(network: IntegerNetwork, inputs: np.ndarray, notify: Callable[[str], None] = print) -> Trains:
+def run(network: IntegerNetwork, inputs: np.ndarray, notify: Callable[[str], None] = print) -> Arrays:
     """The same by nengo-loihi's emulator; arguments and result as of ``simulate``."""
     return run_all([(network, inputs)], notify)[0]
 
 
-def run_all(pairs: Sequence[tuple[IntegerNetwork, np.ndarray]], notify: Callable[[str], None] = print) -> list[Trains]:
+def run_all(pairs: Sequence[tuple[IntegerNetwork, np.ndarray]], notify: Callable[[str], None] = print) -> list[Arrays]:
     """``run`` for many networks in one process."""
     found = run_jobs(ENVIRONMENT, "loihi1_worker", [_job(*pair) for pair in pairs], notify)
     return [

@@ -8,13 +8,22 @@ from __future__ import annotations
 
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from spikeprop_hardware.errors import HardwareError
+
 Arrays = dict[str, np.ndarray]
+
+
+def refuse(layer: str, unable: Mapping[str, bool]) -> None:
+    """Raise HardwareError with the first of the messages that is so of a layer."""
+    wrong = next((what for what, is_so in unable.items() if is_so), None)
+    if wrong:
+        raise HardwareError(f"layer {layer!r} {wrong}")
 
 
 def run_jobs(environment: object, worker: str, jobs: Sequence[Arrays], notify: Callable[[str], None]) -> list[Arrays]:

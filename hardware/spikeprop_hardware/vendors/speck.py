@@ -21,14 +21,13 @@ from scipy import sparse
 from spikeprop_hardware.environment import Environment
 from spikeprop_hardware.errors import HardwareError
 from spikeprop_hardware.network import ChipNetwork, Population
-from spikeprop_hardware.vendors.running import Arrays, run_jobs
+from spikeprop_hardware.vendors.running import Arrays, refuse, run_jobs
 
 ENVIRONMENT = Environment(
     "sinabs", "sinabs-3.1.3", ("numpy", "pbr", "setuptools"), ("torch", "sinabs"), alone=("sinabs==3.1.3",), borrowed=("torch",)
 )  # what sinabs says that it needs includes samna, which no package index has
 LOW, HIGH = -(2**15), 2**15 - 1
 WEIGHTS = (-128, 127)
-Trains = dict[str, np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -67,9 +66,7 @@ def lower(network: ChipNetwork) -> SpeckNetwork:
     """
     layers = [p for p in network.populations if p.theta is not None]
     for p in layers:
-        wrong = next((what for what, is_so in _unable(p).items() if is_so), None)
-        if wrong:
-            raise HardwareError(f"layer {p.name!r} {wrong}")
+        refuse(p.name, _unable(p))
     if not layers:
         raise HardwareError("the network has no neurons, which Speck's layers end in")
     return SpeckNetwork(int(np.prod(network.input_shape)), tuple(_layer(p, network.input) for p in layers))
@@ -126,7 +123,7 @@ def _fitting(values: np.ndarray, low: int, high: int) -> np.float32:
         return abs(np.float32(low) * (one / least))
 
 
-def simulate(network: SpeckNetwork, inputs: np.ndarray) -> Trains:
+def simulate(network: SpeckNetwork, inputs: np.ndarray) -> Arrays:
     """Our model of the chip.
 
     Args:
@@ -140,7 +137,7 @@ def simulate(network: SpeckNetwork, inputs: np.ndarray) -> Trains:
         HardwareError: inputs that are not numbers of spikes, or a potential beyond 16 bits.
     """
     given = _checked(network, inputs)
-    trains: Trains = {"": given}
+    trains: Arrays = {"": given}
     for layer in network.layers:
         weight, bias, v_init, theta, low = layer.integers
         arriving = np.concatenate([trains[source] for source in layer.sources], -1)
@@ -157,7 +154,7 @@ def simulate(network: SpeckNetwork, inputs: np.ndarray) -> Trains:
     return {layer.name: trains[layer.name] for layer in network.layers}
 
 
-def run(network: SpeckNetwork, inputs: np.ndarray, notify: Callable[[str], None] = print) -> Trains:
+def run(network: SpeckNetwork, inputs: np.ndarray, notify: Callable[[str], None] = print) -> Arrays:
     """The same by sinabs, which quantises the layers itself; arguments and result as of ``simulate``.
 
     Raises:
@@ -167,7 +164,7 @@ def run(network: SpeckNetwork, inputs: np.ndarray, notify: Callable[[str], None]
     return run_all([(network, inputs)], notify)[0]
 
 
-def run_all(pairs: Sequence[tuple[SpeckNetwork, np.ndarray]], notify: Callable[[str], None] = print) -> list[Trains]:
+def run_all(pairs: Sequence[tuple[SpeckNetwork, np.ndarray]], notify: Callable[[str], None] = print) -> list[Arrays]:
     """``run`` for many networks in one process."""
     jobs: list[Arrays] = []
     for network, inputs in pairs:

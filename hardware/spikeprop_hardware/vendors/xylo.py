@@ -25,7 +25,7 @@ from scipy import sparse
 from spikeprop_hardware.environment import Environment
 from spikeprop_hardware.errors import HardwareError
 from spikeprop_hardware.network import ChipNetwork, Population
-from spikeprop_hardware.vendors.running import Arrays, run_jobs
+from spikeprop_hardware.vendors.running import Arrays, refuse, run_jobs
 
 ENVIRONMENT = Environment("xylosim", "xylosim-0.1.3", ("numpy", "xylosim==0.1.3"), ("numpy", "xylosim"))
 MOST_INPUT, MOST_HIDDEN, MOST_OUTPUT = 15, 31, 1  # spikes of a step
@@ -34,7 +34,6 @@ LARGEST_WEIGHT = 127
 LARGEST_SHIFT = 7
 LARGEST_DASH = 15
 ROOM = 4  # the potential holds so many thresholds
-Trains = dict[str, np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -113,9 +112,7 @@ def _spiking(network: ChipNetwork) -> list[Population]:
             "layer of neurons alone, of which the host takes the sum"
         )
     for p in layers:
-        wrong = next((what for what, is_so in _unable(p, layers[-1].name).items() if is_so), None)
-        if wrong:
-            raise HardwareError(f"layer {p.name!r} {wrong}")
+        refuse(p.name, _unable(p, layers[-1].name))
     return layers
 
 
@@ -159,7 +156,7 @@ def _scale(columns: np.ndarray, theta: np.ndarray, charge: np.ndarray) -> tuple[
     return scale, shift
 
 
-def simulate(network: XyloNetwork, inputs: np.ndarray) -> Trains:
+def simulate(network: XyloNetwork, inputs: np.ndarray) -> Arrays:
     """Our model of the chip.
 
     Args:
@@ -205,12 +202,12 @@ def _decay(x: np.ndarray, dash: np.ndarray) -> np.ndarray:
     return np.where(change == 0, np.sign(x), change)
 
 
-def run(network: XyloNetwork, inputs: np.ndarray, notify: Callable[[str], None] = print) -> Trains:
+def run(network: XyloNetwork, inputs: np.ndarray, notify: Callable[[str], None] = print) -> Arrays:
     """The same by xylosim; arguments and result as of ``simulate``."""
     return run_all([(network, inputs)], notify)[0]
 
 
-def run_all(pairs: Sequence[tuple[XyloNetwork, np.ndarray]], notify: Callable[[str], None] = print) -> list[Trains]:
+def run_all(pairs: Sequence[tuple[XyloNetwork, np.ndarray]], notify: Callable[[str], None] = print) -> list[Arrays]:
     """``run`` for many networks in one process."""
     jobs: list[Arrays] = [
         {
@@ -232,6 +229,6 @@ def _checked(network: XyloNetwork, inputs: np.ndarray) -> np.ndarray:
     return given.astype(np.int64)
 
 
-def _by_layer(network: XyloNetwork, spikes: np.ndarray) -> Trains:
+def _by_layer(network: XyloNetwork, spikes: np.ndarray) -> Arrays:
     edges = np.cumsum(list(network.layers.values()))[:-1]
     return dict(zip(network.layers, np.split(spikes, edges, axis=-1)))
