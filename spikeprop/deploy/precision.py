@@ -92,7 +92,7 @@ def bits_curve(
         except HardwareError as error:
             row["why"] = str(error)
         else:
-            row["accuracy"] = 100 * float((output.argmax(1) == labels.numpy()).mean())
+            row["accuracy"] = _percent(output, labels.numpy())
             row["weight_error"] = max(layer.weight_error for layer in report)
         found.append(row)
     return found
@@ -124,8 +124,8 @@ def sensitivity(
         found.append(
             {
                 "name": name,
-                "accuracy": 100 * float((output.argmax(1) == labels.numpy()).mean()),
-                "agreement": 100 * float((output.argmax(1) == wanted.argmax(1)).mean()),
+                "accuracy": _percent(output, labels.numpy()),
+                "agreement": _percent(output, wanted.argmax(1)),
                 "output_error": _change(output, wanted),
             }
         )
@@ -184,8 +184,8 @@ def mixed_precision(
     return {
         "bits": bits,
         "cores": used,
-        "accuracy": 100 * float((output.argmax(1) == right).mean()),
-        "accuracy_8_bits": 100 * float((wanted.argmax(1) == right).mean()),
+        "accuracy": _percent(output, right),
+        "accuracy_8_bits": _percent(wanted, right),
         "output_error": _change(output, wanted),
     }
 
@@ -197,3 +197,7 @@ def _budget(network: hardware.ChipNetwork, bits: int) -> hardware.Budget:
 
 def _change(output: np.ndarray, wanted: np.ndarray) -> float:
     return float(np.linalg.norm(output - wanted) / (np.linalg.norm(wanted) or 1.0))
+
+
+def _percent(output: np.ndarray, right: np.ndarray) -> float:
+    return 100 * float((output.argmax(1) == right).mean())

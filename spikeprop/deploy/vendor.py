@@ -67,7 +67,7 @@ def simulate_on_chip(
         "samples": len(labels),
         "timesteps": inputs.shape[1],
         "layers": {name: [int(np.count_nonzero(floats[name])), int(count)] for name, count in sent.items()},
-        "accuracy": {name: 100 * float((own == labels.numpy()).mean()) for name, own in predictions.items()},
+        "accuracy": {name: 100 * float((said == labels.numpy()).mean()) for name, said in predictions.items()},
     }
     if vendor:
         theirs = module.run(lowered, given, notify)

@@ -268,20 +268,12 @@ def _take_columns(a: Tensor, p: Tensor) -> Tensor:
     return a.gather(-1, p.unsqueeze(-2).expand(*p.shape[:-1], *a.shape[-2:]))
 
 
-def _factor(a: Tensor, complete: bool, null_space: str, check: str) -> tuple[Tensor, Tensor]:
-    return factor(a, complete, check)
-
-
-def _factor_pivoted(a: Tensor, complete: bool, null_space: str, check: str) -> tuple[Tensor, Tensor, Tensor]:
-    return factor_pivoted(a, complete, check)
-
-
 class _QR(torch.autograd.Function):
     """Q and R, eagerly."""
 
     @staticmethod
     def forward(a: Tensor, complete: bool, null_space: str, check: str) -> tuple[Tensor, Tensor]:
-        return (qr_operator if is_in_torch_dispatch_mode() else _factor)(a, complete, null_space, check)
+        return qr_operator(a, complete, null_space, check) if is_in_torch_dispatch_mode() else factor(a, complete, check)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
@@ -309,7 +301,9 @@ class _PivotedQR(torch.autograd.Function):
 
     @staticmethod
     def forward(a: Tensor, complete: bool, null_space: str, check: str) -> tuple[Tensor, Tensor, Tensor]:
-        return (pivoted_qr_operator if is_in_torch_dispatch_mode() else _factor_pivoted)(a, complete, null_space, check)
+        if is_in_torch_dispatch_mode():
+            return pivoted_qr_operator(a, complete, null_space, check)
+        return factor_pivoted(a, complete, check)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
