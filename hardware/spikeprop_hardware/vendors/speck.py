@@ -58,8 +58,8 @@ class SpeckNetwork:
     layers: tuple[SpeckLayer, ...]
 
 
-def lower(network: ChipNetwork) -> SpeckNetwork:
-    """A network in Speck's integers.
+def lower(network: ChipNetwork, input_limit: float = 1.0, timesteps: int | None = None) -> SpeckNetwork:
+    """A network in Speck's integers, which do not depend on ``input_limit`` and ``timesteps``.
 
     Raises:
         HardwareError: what the chip does not compute, naming the layer, with what to do.

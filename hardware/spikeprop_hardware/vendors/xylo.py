@@ -62,8 +62,10 @@ class XyloNetwork:
     leak_error: float = 0.0
 
 
-def lower(network: ChipNetwork) -> XyloNetwork:
+def lower(network: ChipNetwork, input_limit: float = 1.0, timesteps: int | None = None) -> XyloNetwork:
     """A network in Xylo's integers: leaks as powers of two, 8-bit weights with a scale of its own for each neuron.
+
+    They do not depend on ``input_limit`` and ``timesteps``.
 
     Raises:
         HardwareError: what the chip does not compute, naming the layer, with what to do.
