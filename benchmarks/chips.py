@@ -41,7 +41,7 @@ def measured(network: str, chip: str, options: argparse.Namespace) -> dict[str, 
         steps = given.simulated_steps(images)
         seed_torch(given.seed, 3)
         inputs = encoded(given.network, images[: options.counted], steps)
-        found = chip_budget(given.file, inputs, network=given.network, target=chip)
+        found = chip_budget(given.network, inputs, chip)
         stops = [finding for finding in found["findings"] if finding["stops"]]
         row: dict[str, Any] = {"network": network, "target": chip, "fits": not stops, "stops": stops, "T": inputs.shape[1]}
         row |= {"cores": found["cores"], "chips": found["chips"], "energy": found.get("energy")}
@@ -54,9 +54,7 @@ def measured(network: str, chip: str, options: argparse.Namespace) -> dict[str, 
     return row
 
 
-def simulated(
-    given: Any, images: Any, labels: Any, steps: int | None, chip: str, options: argparse.Namespace
-) -> dict[str, Any]:
+def simulated(given: Any, images: Any, labels: Any, steps: int | None, chip: str, options: argparse.Namespace) -> dict[str, Any]:
     """In our model of a chip that is not Loihi 2, and in its vendor's simulator."""
     common = given.network, given.file
     rest = steps, lambda _: None, chip

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import asdict
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from torch import Tensor
 
 from spikeprop.deploy.comparison import REFERENCE_BATCH, input_limit_of, record, steps_of
 from spikeprop.deploy.reading import layer_names
+from spikeprop.deploy.writing import to_nir
 from spikeprop.errors import HardwareError
 from spikeprop.runtime.batches import Sequences
 from spikeprop.snn import INPUT, SpikingNetwork
@@ -82,6 +84,28 @@ def simulate_on_chip(
         "accuracy": {name: 100 * count / len(labels) for name, count in correct.items()},
     }
     return found | ({"mismatches": dict(mismatches), "spikes_equal": not any(mismatches.values())} if vendor else {})
+
+
+def rounded_on_chip(network: SpikingNetwork, target: str, timesteps: int | None = None) -> list[dict[str, Any]]:
+    """What a chip's integers do to each layer: name, weights, weight_error, saturated and bits.
+
+    Args:
+        network: left as it is.
+        target: name of any chip.
+        timesteps: of a simulation.
+
+    Raises:
+        NirError: what NIR cannot express.
+        HardwareError: a network that the chip's integers cannot hold, or a target that is none.
+    """
+    chip, graph = hardware.target(target), to_nir(network)
+    names = layer_names(graph)
+    if chip.name in VENDORS:
+        module = import_module(f"spikeprop_hardware.vendors.{chip.name}")
+        found = module.rounded(hardware.lay_out(graph), network.encoder.limit or 1.0, timesteps)
+    else:
+        found = hardware.quantize(graph, timesteps=timesteps, target=chip).report
+    return [asdict(layer) | {"name": str(names.get(layer.name, layer.name))} for layer in found]
 
 
 def _readout(plan: hardware.ChipNetwork, trains: dict[str, np.ndarray], given: np.ndarray, late: int) -> np.ndarray:
