@@ -158,9 +158,9 @@ def test_other_readers_refuse_the_node_and_other_writers_its_neurons(tmp_path: P
         export(made, tmp_path / "n.nir")
         with pytest.raises(AssertionError):  # nir 1.0.8, and so every importer; it does not say more
             nir.read(tmp_path / "n.nir", type_check=False)
-        for target in ("norse", "snntorch"):
-            with pytest.raises(NirError, match=f"node 'a' sends graded spikes .* which {target} does not have"):
-                export(made, tmp_path / "other.nir", target=target)
+        for library in ("norse", "snntorch"):
+            with pytest.raises(NirError, match=f"node 'a' sends graded spikes .* which {library} does not have"):
+                export(made, tmp_path / "other.nir", library=library)
         with pytest.raises(HardwareError, match="layer 'a' sends graded spikes, and netx's neurons send ones"):
             quantize_for_netx(to_nir(made))
 
