@@ -18,14 +18,12 @@ import spikeprop_hardware as hardware
 from spikeprop_hardware.recording import read_out
 from torch import Tensor
 
-from spikeprop.deploy.comparison import REFERENCE_BATCH, input_limit_of, record, steps_of
+from spikeprop.deploy.comparison import REFERENCE_BATCH, VENDORS, input_limit_of, record, steps_of
 from spikeprop.deploy.reading import layer_names
 from spikeprop.deploy.writing import to_nir
 from spikeprop.errors import HardwareError
 from spikeprop.runtime.batches import Sequences
 from spikeprop.snn import INPUT, SpikingNetwork
-
-VENDORS = ("loihi1", "speck", "xylo")
 
 
 def simulate_on_chip(

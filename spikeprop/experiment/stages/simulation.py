@@ -1,4 +1,5 @@
-"""The stage ``simulate``: a few test images on Lava, every spike compared with PyTorch's; and the size and energy on the chip.
+"""The stage ``simulate``: a few test images on Lava, every spike compared with PyTorch's; and the size and energy on the chip,
+and accuracy in its own arithmetic where that is not Lava's.
 
 Where Lava cannot be had, the reference simulator, which equals Lava's processes, takes its place, and the report says so.
 """
@@ -7,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from spikeprop.deploy import RunOn, bits_curve, chip_budget, compare, encoded
+from spikeprop.deploy import VENDORS, RunOn, bits_curve, chip_budget, compare, encoded, simulate_on_chip
 from spikeprop.errors import LavaMissing
 from spikeprop.experiment.stages.stage import NIR_FILE, PipelineRun
 from spikeprop.runtime.seeding import seed_torch
@@ -23,7 +24,8 @@ def simulate_network(run: PipelineRun) -> dict[str, Any]:
 
     def simulated(backend: Any) -> dict[str, Any]:
         seed_torch(run.settings.seed, 3)
-        where = RunOn(backend=backend, precision="float" if settings.target is None else "fixed", target=settings.target)
+        target = None if settings.target in VENDORS else settings.target
+        where = RunOn(backend=backend, precision="float" if target is None else "fixed", target=target)
         return compare(network, file, images, labels, steps, run.context.notify, where) | {"backend": backend}
 
     try:
@@ -31,6 +33,10 @@ def simulate_network(run: PipelineRun) -> dict[str, Any]:
     except LavaMissing as error:
         run.context.notify(f"warning: simulated by the reference simulator, which equals Lava's processes: {error}")
         found = simulated("reference") | {"why": str(error)}
+    if settings.target in VENDORS:
+        seed_torch(run.settings.seed, 3)
+        given = network, file, images, labels, steps, run.context.notify
+        found |= {"on_chip": simulate_on_chip(*given, str(settings.target)) | {"target": settings.target}}
     seed_torch(run.settings.seed, 3)
     found |= {"chip": chip_budget(network, encoded(network, images, steps), settings.target or "loihi2")}
     if not settings.bits:
