@@ -18,6 +18,8 @@ from spikeprop.plugins.interlocking.work import Place
 from spikeprop.runtime.processes import group
 from tests.forked import spawn
 from tests.learn.test_fit import small_ann, uninterrupted_and_resumed, weights
+from tests.learn.test_segments import Shared
+from tests.plugins.test_activation_relaxation import TwoOutputs
 
 
 def resnet(seed: int = 0) -> BasicResNet:
@@ -166,6 +168,8 @@ class Tied(nn.Module):
     ("model", "settings", "says"),
     [
         (Tied(), {"cuts": ["a"]}, r"a\.weight is used in the segments a and b, which follow different losses: do not share"),
+        (Shared(), {"cuts": ["b"]}, r"weight sharing: w is used in the segments b and matmul.*, which follow different losses"),
+        (TwoOutputs(), {"cuts": ["a"]}, r"needs a network with one output; this one's are a, b"),
         (resnet(), {"cuts": 99}, "at most"),
         (resnet(), {"cuts": ["features.3.residual.0"]}, "more than one value leaves|reads"),
         (resnet(), {"cuts": 4, "reach": 1, "head": TokenHead()}, r"TokenHead reads tokens"),

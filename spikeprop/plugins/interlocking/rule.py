@@ -62,6 +62,8 @@ class Interlocking(LearningRule):
         """
         if model not in self._graphs:
             graph = segment_graph(model, self.cuts)
+            if len(graph.outputs) > 1:
+                raise SegmentError(f"interlocking needs a network with one output; this one's are {', '.join(graph.outputs)}")
             if not graph.is_chain:
                 crossing = next(s for s in graph.segments if len(s.reads) != 1 or s.reads[0] not in _before(graph, s))
                 raise SegmentError(
@@ -69,7 +71,7 @@ class Interlocking(LearningRule):
                 )
             for name, users in graph.shared().items():
                 raise SegmentError(
-                    f"{name} is used in the segments {' and '.join(users)}, which follow different losses: "
+                    f"weight sharing: {name} is used in the segments {' and '.join(users)}, which follow different losses: "
                     "do not share it, or cut the network so that one segment contains all its uses"
                 )
             self._graphs[model] = graph
