@@ -90,7 +90,7 @@ class SinglePolarisation:
         context.notify(f"seed {seed}: {self.train_blocks + self.test_blocks} blocks through {self.fibre.spans} spans")
         data = link.blocks(self.train_blocks, power, (seed, TRAIN)), link.blocks(self.test_blocks, power, (seed, TEST))
         path = context.folder.path / f"seed_{seed}.safetensors"
-        curve = fit_receiver(receiver, self.signal, data, self.training, (seed,), path)
+        curve = fit_receiver(receiver, self.signal, data, self.training, (seed,), path).curve
         return {**self._baselines(data[1]), "LDBP, initial": curve[0][1], "LDBP, trained": curve[-1][1], "curve": curve}
 
     def _baselines(self, blocks: Blocks) -> dict[str, float]:
