@@ -19,6 +19,8 @@ from torch import Tensor
 
 from spikeprop.plugins.ldbp_pmd.signals import Signal, aligned
 
+LEAST = 1e-20  # variance where there is no error, so that nothing is divided by zero
+
 
 def quality(signal: Signal, symbols: Tensor, detected: Tensor) -> dict[str, Any]:
     """Effective SNR in dB and, of QAM, "gmi" in bit per symbol and polarisation, and "errors" of "bits".
@@ -34,7 +36,7 @@ def quality(signal: Signal, symbols: Tensor, detected: Tensor) -> dict[str, Any]
     side = signal.side
     sent, seen = (_axes(x).double() for x in (symbols, aligned(symbols, detected, signal.phase_window)))
     seen = seen / ((sent @ seen) / (sent @ sent))
-    variance = float((seen - sent).square().mean())
+    variance = max(float((seen - sent).square().mean()), LEAST)
     levels = (2 * torch.arange(side, dtype=torch.float64) - (side - 1)) / signal.scale
     codes = torch.arange(side) ^ (torch.arange(side) >> 1)
     there, here = (_nearest(x, levels) for x in (sent, seen))

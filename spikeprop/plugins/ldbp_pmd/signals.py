@@ -196,5 +196,6 @@ def squared_error(symbols: Tensor, detected: Tensor, window: int = 0) -> Tensor:
 
 
 def effective_snr(symbols: Tensor, detected: Tensor, window: int = 0) -> float:
-    """-10 log10 of ``squared_error``, in dB; symbols have unit power."""
-    return -10 * math.log10(float(squared_error(symbols, detected, window)))
+    """-10 log10 of ``squared_error``, in dB; symbols have unit power. Infinite where there is no error at all."""
+    error = float(squared_error(symbols, detected, window))
+    return -10 * math.log10(error) if error else math.inf

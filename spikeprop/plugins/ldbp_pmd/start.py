@@ -8,8 +8,8 @@ gives the steps' delays many axes) and the DGD filters are fitted to it:
     min  mean_w min_phi |R_M D_M(w) ... R_1 D_1(w) - exp(j phi) U(w)|^2 / 4,  D_i = diag(d_i, conj d_i),  H = U P (polar),
 
 with two small terms: |d_i|^2 near 1 at all frequencies, so that noise out of band is not amplified, and d_i near a delta, so
-that all steps share the delay; that is where PMD most probably occurred, given its total. Nothing but the training symbols is used.
-The training on the samples then moves the delays to where they occur in the fibre. Our own construction.
+that all steps share the delay; that is where PMD most probably occurred, given its total. Nothing but the training symbols is
+used. The training on the samples then moves the delays to where they occur in the fibre. Our own construction.
 """
 
 from __future__ import annotations
