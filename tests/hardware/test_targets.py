@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import fields, replace
+from dataclasses import asdict, fields, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ import pytest
 import torch
 import torchvision
 from spikeprop_hardware import HardwareError, quantize
-from spikeprop_hardware.chip import Activity, budget
+from spikeprop_hardware.chip import Activity, activity, budget
 from spikeprop_hardware.network import lay_out
 from spikeprop_hardware.targets import TARGETS, Generic, Loihi2, Speck, Target, target
 from spikeprop_hardware.targets.energy import access_joules, energy_table
@@ -24,7 +24,7 @@ from torch import nn
 from spikeprop.ann import VGG
 from spikeprop.convert import spiking as from_module
 from spikeprop.convert.graph import to_spiking
-from spikeprop.deploy import VENDORS, RunOn, compare, export, from_nir, rounded_on_chip, simulate_on_chip, to_nir
+from spikeprop.deploy import VENDORS, RunOn, chip_budget, compare, export, from_nir, rounded_on_chip, simulate_on_chip, to_nir
 from spikeprop.deploy.vendor import _readout as chip_output
 from spikeprop.errors import NirError
 from spikeprop.evaluate import count_macs
@@ -311,7 +311,7 @@ def test_what_export_folds_is_folded_and_arithmetic_is_told_by_name() -> None:
 
 @pytest.mark.parametrize("seed", range(len(KINDS)), ids=KINDS)
 def test_shapes_alone_give_the_budget_that_the_matrices_give(seed: int) -> None:
-    network, _ = random_network(seed)
+    network, inputs = random_network(seed)
     for parameter in network.parameters():
         parameter.data.abs_().add_(0.125)  # a matrix keeps no weights of 0, nor sums of paths that are 0
     plan = lay_out(to_nir(network))
@@ -319,6 +319,13 @@ def test_shapes_alone_give_the_budget_that_the_matrices_give(seed: int) -> None:
         ours, theirs = budget(outline(network), chip), budget(plan, chip)
         assert [replace(layer, name="") for layer in ours.layers] == [replace(layer, name="") for layer in theirs.layers]
         assert (ours.cores, ours.chips, ours.needs) == (theirs.cores, theirs.chips, theirs.needs)
+    assert chip_budget(network, inputs)["activity"] == [asdict(layer) for layer in sorted_as(activity(plan, inputs), network)]
+
+
+def sorted_as(active: list[Activity], network: SpikingNetwork) -> list[Activity]:
+    """In the order in which the network computes."""
+    order = ["input", *dict(network.named_layers())]
+    return sorted(active, key=lambda layer: order.index(layer.name))
 
 
 @pytest.mark.parametrize(
