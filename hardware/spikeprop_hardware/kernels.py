@@ -17,8 +17,7 @@ from scipy import sparse
 from spikeprop_hardware.integer import DECAY_UNITY
 
 try:
-    from numba import njit, types
-    from numba.extending import intrinsic
+    from numba import njit
 except ImportError:
     njit = None
 NUMBA = njit is not None
@@ -119,16 +118,12 @@ def _deliver_bytes(values, first, to, offset, length, pool, out):
         _gather(values[b], first, to, offset, length, pool, out[b])
 
 
-if NUMBA:
-
-    @intrinsic
-    def _zeros_below(_, word):
-        """The bits below the lowest 1 of a number that is not 0: one instruction, for which numpy has no function."""
-
-        def generate(context, builder, signature, arguments):
-            return builder.cttz(arguments[0], context.get_constant(types.boolean, True))
-
-        return types.uint64(types.uint64), generate
+@_jit
+def _lowest_byte(word):
+    """By how many bits the lowest byte that is not 0 of a number of eight is shifted, without a branch."""
+    at = np.uint64(32) * np.uint64((word & np.uint64(0xFFFFFFFF)) == 0)
+    at += np.uint64(16) * np.uint64(((word >> at) & np.uint64(0xFFFF)) == 0)
+    return at + np.uint64(8) * np.uint64(((word >> at) & np.uint64(0xFF)) == 0)
 
 
 @_jit
@@ -142,7 +137,7 @@ def _gather(sent, first, to, offset, length, pool, row):
     for i in range(np.uint64(len(words))):
         left = words[i]
         while left:
-            at = _zeros_below(left) & np.uint64(0x38)
+            at = _lowest_byte(left)
             left &= ~(byte << at)
             j = i * eight + at // eight
             _add_source(sent[j], first[j], first[j + np.uint64(1)], to, offset, length, pool, row)

@@ -242,7 +242,7 @@ def test_whatever_a_chip_s_own_arithmetic_refuses_is_found_or_noted_before(chip:
         graph, _, _ = drawn(seed)
         if in_pytorch(graph):
             network = from_nir(graph, encoder=Poisson())
-            fit = network.fits(least)
+            fit = network.fits(least)  # type: ignore[arg-type]
             noted = any("simulators here do not" in finding.why for finding in fit.findings)
             if fit and not noted:
                 lower(lay_out(graph))
