@@ -53,6 +53,12 @@ def simulate_on_chip(
     """
     if isinstance(images, Sequences):
         raise HardwareError("sequences of unequal length are not simulated on a chip: give those of one length")
+    target = hardware.target(target).name
+    if target not in VENDORS:
+        own = ", ".join(VENDORS)
+        raise HardwareError(
+            f"{target} is simulated by compare, with precision fixed; chips of an arithmetic of their own are {own}"
+        )
     module, graph = import_module(f"spikeprop_hardware.vendors.{target}"), hardware.read_nir(file)
     plan, names = hardware.lay_out(graph), layer_names(graph)
     late = module.late(plan)  # as many empty steps follow, in which what was sent arrives

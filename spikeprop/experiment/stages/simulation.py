@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from spikeprop_hardware import target as found_target
+
 from spikeprop.deploy import VENDORS, RunOn, bits_curve, chip_budget, compare, encoded, simulate_on_chip
 from spikeprop.errors import LavaMissing
 from spikeprop.experiment.stages.stage import NIR_FILE, PipelineRun
@@ -22,9 +24,11 @@ def simulate_network(run: PipelineRun) -> dict[str, Any]:
     images, labels = next(run.data.test(settings.samples).epoch(0))
     steps, network = None if run.data.in_time else run.steps, run.last_network()
 
+    chip = None if settings.target is None else found_target(settings.target).name
+
     def simulated(backend: Any) -> dict[str, Any]:
         seed_torch(run.settings.seed, 3)
-        target = None if settings.target in VENDORS else settings.target
+        target = None if chip in VENDORS else chip
         where = RunOn(backend=backend, precision="float" if target is None else "fixed", target=target)
         return compare(network, file, images, labels, steps, run.context.notify, where) | {"backend": backend}
 
@@ -33,12 +37,11 @@ def simulate_network(run: PipelineRun) -> dict[str, Any]:
     except LavaMissing as error:
         run.context.notify(f"warning: simulated by the reference simulator, which equals Lava's processes: {error}")
         found = simulated("reference") | {"why": str(error)}
-    if settings.target in VENDORS:
+    if chip is not None and chip in VENDORS:
         seed_torch(run.settings.seed, 3)
-        given = network, file, images, labels, steps, run.context.notify
-        found |= {"on_chip": simulate_on_chip(*given, str(settings.target)) | {"target": settings.target}}
+        found |= {"on_chip": simulate_on_chip(network, file, images, labels, steps, run.context.notify, chip) | {"target": chip}}
     seed_torch(run.settings.seed, 3)
-    found |= {"chip": chip_budget(network, encoded(network, images, steps), settings.target or "loihi2")}
+    found |= {"chip": chip_budget(network, encoded(network, images, steps), chip or "loihi2")}
     if not settings.bits:
         return found
     images, labels = next(run.data.test(settings.bits_samples).epoch(0))
