@@ -108,11 +108,12 @@ class PolarisationMode:
         """Nothing to check: all settings are checked when they are read."""
 
     def smoke(self) -> PolarisationMode:
-        """The same experiment with one span, two powers, two realisations and few iterations."""
+        """The same experiment with one span and power, at most two realisations, and few iterations."""
         few = {"iterations": 3, "batch": 2, "every": 2, "window": 1, "warmup": 0, "decay": min(1, self.training.decay)}
         return dataclasses.replace(
-            self, realisations=self.realisations[:2], launch_powers_dbm=self.launch_powers_dbm[:2], starts=1,
-            repeats=min(1, self.repeats), changes=min(1, self.changes), fibre=dataclasses.replace(self.fibre, spans=1),
+            self, realisations=self.realisations[: 1 + min(1, self.changes)], launch_powers_dbm=self.launch_powers_dbm[:1],
+            starts=1, repeats=min(1, self.repeats), changes=min(1, self.changes),
+            fibre=dataclasses.replace(self.fibre, spans=1),
             **{name: dataclasses.replace(getattr(self, name), **few) for name in ("pretraining", "training", "search")},
             train_blocks=4, test_blocks=2,
             drift=self.drift and dataclasses.replace(self.drift, updates=1, iterations=2, blocks=2),
