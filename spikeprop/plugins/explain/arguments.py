@@ -41,9 +41,18 @@ def fill(tree: Any, tensors: list[Tensor]) -> Any:
 
 def floating(result: Any) -> list[Tensor]:
     """Floating-point tensors of the result of a call, in order."""
+    return [t for t in _tensors(result) if t.is_floating_point()]
+
+
+def complex_of(result: Any) -> list[Tensor]:
+    """Complex tensors of the result of a call."""
+    return [t for t in _tensors(result) if t.is_complex()]
+
+
+def _tensors(result: Any) -> list[Tensor]:
     if isinstance(result, Tensor):
-        return [result] if result.is_floating_point() else []
-    return [t for part in result for t in floating(part)] if isinstance(result, list | tuple) else []
+        return [result]
+    return [t for part in result for t in _tensors(part)] if isinstance(result, list | tuple) else []
 
 
 Kind = tuple[str, dict[str, Any]]

@@ -69,7 +69,7 @@ def _rearrange(node: Node, inputs: list[Tensor]) -> Kind:
     lost = [int(t.numel()) for t in inputs if t.is_floating_point()]
     if len(moved) == 1 and lost == [len(moved[0])] and torch.equal(moved[0], torch.arange(1.0, lost[0] + 1, dtype=torch.float64)):
         return "rearrange", {"same": True, "shapes": [list(outputs[0].shape)]}
-    index = [[int(i) - 1 for i in m.tolist()] for m in moved]
+    index = [(m - 1).long().tolist() for m in moved]
     return "rearrange", {"index": index, "shapes": [list(out.shape) for out in outputs]}
 
 

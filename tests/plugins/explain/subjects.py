@@ -136,12 +136,12 @@ class Causal(nn.Module):
     def __init__(self, filled: bool) -> None:
         super().__init__()
         self.query, self.key, self.out = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 3)
-        self.filled, later = filled, torch.ones(3, 3, dtype=torch.bool).triu(1)
+        self.filled, self.masked_by, later = filled, -torch.inf, torch.ones(3, 3, dtype=torch.bool).triu(1)
         self.register_buffer("later", later if filled else torch.zeros(3, 3).masked_fill(later, -torch.inf))
 
     def forward(self, x: Tensor) -> Tensor:
         scores = self.query(x) @ self.key(x).transpose(1, 2)
-        masked = scores.masked_fill(self.later, -torch.inf) if self.filled else scores + self.later
+        masked = scores.masked_fill(self.later, self.masked_by) if self.filled else scores + self.later
         return self.out((masked.softmax(-1) @ x).sum(1))
 
 
