@@ -149,7 +149,10 @@ def _pmd_is_found(values: dict[str, Any]) -> None:
 
 
 def test_summary_equals_hand_computed_values() -> None:
-    free = {power: {"arms": {"LDBP": {"snr": snr}}, "curves": []} for power, snr in ((2.0, 20.0), (4.0, 21.0))}
+    free = {
+        power: {"arms": {"LDBP": {"snr": snr}}, "curves": [], "plateaus": {"LDBP": 40}}
+        for power, snr in ((2.0, 20.0), (4.0, 21.0))
+    }
     curve = [[0, 1.0], [10, 20.5], [20, 20.6], [30, 22.0]]
 
     def one(ours: float, reference: float) -> dict[str, Any]:
@@ -157,7 +160,7 @@ def test_summary_equals_hand_computed_values() -> None:
             "LDBP + LMS": {"snr": reference, "gmi": 3.0, "errors": 5, "bits": 100},
             "LDBP-PMD": {"snr": ours, "gmi": 3.5, "errors": 1, "bits": 100},
         }
-        return {"arms": arms, "curve": curve, "plateau": 20, "dgd_ps": 3.0}
+        return {"arms": arms, "curve": curve, "plateaus": {"LDBP-PMD": 20}, "dgd_ps": 3.0}
 
     found = {2.0: [one(19.0, 18.0), one(20.6, 18.2)], 4.0: [one(20.8, 19.0), one(20.4, 19.2)]}
     values = summarise("x", [0, 1], free, found)
@@ -167,7 +170,8 @@ def test_summary_equals_hand_computed_values() -> None:
     assert values["gain_db"]["LDBP + LMS"]["mean"] == pytest.approx(20.7 - 19.1)
     assert values["bits"]["4"]["LDBP + LMS"] | {"gmi": 0} == {"gmi": 0, "errors": 10, "bits": 200, "ber": 0.05}
     assert values["iterations_to_1_percent"]["values"] == [10, 10]  # of the peak at constant rates, 20.6
-    assert values["iterations"]["4"]["mean"] == 30
+    assert values["plateaus"]["4"] == {"LDBP": [40], "LDBP-PMD": [20, 20]}
+    assert values["start_db"]["mean"] == 1.0
 
 
 @pytest.mark.parametrize(

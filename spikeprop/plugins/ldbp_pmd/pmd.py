@@ -38,7 +38,7 @@ from spikeprop.plugins.ldbp_pmd.pictures import draw_pmd
 from spikeprop.plugins.ldbp_pmd.receiver import Backward, LearnedReceiver, make_receiver
 from spikeprop.plugins.ldbp_pmd.signals import Signal
 from spikeprop.plugins.ldbp_pmd.start import best_start, fit_to_equalizer, solved
-from spikeprop.plugins.ldbp_pmd.summary import rows, summarise
+from spikeprop.plugins.ldbp_pmd.summary import JOINT, OURS, rows, summarise
 from spikeprop.plugins.ldbp_pmd.training import Course, Fitting, fit_receiver, load_receiver, processed, snr_of
 from spikeprop.plugins.reports import save_report
 from spikeprop.runtime.checks import at_least_one, distinct
@@ -150,7 +150,7 @@ class PolarisationMode:
         course = self._fit(receiver, data, self.training, self._file(context, "free", power_dbm), 1)
         arms = {name: self._quality(data[1], compensate(data[1].samples)) for name, compensate in self._fixed().items()}
         arms["LDBP"] = self._quality(data[1], processed(receiver, data[1].samples))
-        return {"arms": arms, "curves": [first.curve, course.curve]}
+        return {"arms": arms, "curves": [first.curve, course.curve], "plateaus": {"LDBP": course.plateau}}
 
     def _with_pmd(self, power_dbm: float, realisation: int, context: Context) -> dict[str, Any]:
         """Train for one realisation; returns the quality of all arms."""
@@ -162,14 +162,15 @@ class PolarisationMode:
             arms |= {f"{name} + {kind}": found for kind, found in self._lumped(data, compensate).items()}
         joint = self._with_filters(filters, dgd_taps=0, equalizer_taps=self.equalizer.taps)
         joint.set_equalizer(solved(joint, self.signal, data[0], self.equalizer.taps))
-        self._fit(joint, data, self.training, self._file(context, "joint", power_dbm, realisation), realisation)
-        arms["LDBP + equaliser, jointly"] = self._quality(data[1], processed(joint, data[1].samples))
+        path = self._file(context, "joint", power_dbm, realisation)
+        plateaus = {JOINT: self._fit(joint, data, self.training, path, realisation).plateau}
+        arms[JOINT] = self._quality(data[1], processed(joint, data[1].samples))
         receiver = self._start(filters, data[0])
         course = self._fit(receiver, data, self.training, self._file(context, "pmd", power_dbm, realisation), realisation)
-        arms["LDBP-PMD"] = self._quality(data[1], processed(receiver, data[1].samples))
+        arms[OURS], plateaus[OURS] = self._quality(data[1], processed(receiver, data[1].samples)), course.plateau
         arms["LDBP, PMD known"] = self._quality(data[1], informed(bound, data[1].samples, self._link(), sections))
         arms["DBP, PMD known"] = self._quality(data[1], digital(data[1].samples, self._link(), sections))
-        return {"arms": arms, "curve": course.curve, "plateau": course.plateau, "dgd_ps": sections.dgd() * 1e12}
+        return {"arms": arms, "curve": course.curve, "plateaus": plateaus, "dgd_ps": sections.dgd() * 1e12}
 
     def _again(self, power_dbm: float, realisation: int, context: Context) -> dict[str, Any]:
         """Train for one realisation from other starts, and from random rotations."""
