@@ -1,8 +1,9 @@
 """``PolarisationMode``: an experiment on learned digital backpropagation that compensates PMD in its steps (Buetler et al. 2020).
 
 At each launch power the dispersion filters are first trained on the link without PMD (``pretraining``). From there every arm is
-trained by the same settings and rule (``training``): on the link without PMD, which is the bound; and for each realisation of
-PMD, on known symbols, with distributed PMD parameters (started by ``start``) or with a lumped equaliser after all steps. Other
+trained by the same settings (``training``): on the link without PMD, which is the bound, for all iterations; and for each
+realisation of PMD, on known symbols and to a plateau, with distributed PMD parameters (started by ``start``) or with a lumped
+equaliser after all steps. Other
 baselines see the same waveforms; two oracles know the PMD. At the best power some trainings are repeated from other starts, the
 PMD changes abruptly and the receiver is trained further, or it drifts. Only the abstract of the paper could be read: link,
 filters, rates, start and this order of training are our choice.
@@ -143,11 +144,13 @@ class PolarisationMode:
         return save_report(context, values, rows, draw_pmd)
 
     def _without_pmd(self, power_dbm: float, context: Context) -> dict[str, Any]:
-        """Train the dispersion filters on the link without PMD, then as every arm; returns the quality of all arms."""
+        """Train the dispersion filters on the link without PMD, then as every arm, for the most iterations that an arm can have,
+        so that no arm is trained longer than its bound; returns the quality of all arms."""
         context.notify(f"{power_dbm:g} dBm without PMD")
         data, receiver = self._data(power_dbm, None), self._receiver(dgd_taps=0)
         first = self._fit(receiver, data, self.pretraining, self._file(context, "filters", power_dbm))
-        course = self._fit(receiver, data, self.training, self._file(context, "free", power_dbm), 1)
+        longest = dataclasses.replace(self.training, plateau_db=0.0)
+        course = self._fit(receiver, data, longest, self._file(context, "free", power_dbm), 1)
         arms = {name: self._quality(data[1], compensate(data[1].samples)) for name, compensate in self._fixed().items()}
         arms["LDBP"] = self._quality(data[1], processed(receiver, data[1].samples))
         return {"arms": arms, "curves": [first.curve, course.curve], "plateaus": {"LDBP": course.plateau}}
