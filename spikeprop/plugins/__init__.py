@@ -22,6 +22,7 @@ _MODULES: dict[str, str] = {
     "Interlocking": "interlocking",
     "L2SP": "rifle",
     "MAPPropagation": "map_propagation",
+    "ModelParallel": "interlocking.model_parallel",
     "PooledHead": "interlocking",
     "PythonSource": "interlocking",
     "RIFLE": "rifle",
