@@ -13,6 +13,7 @@ from spikeprop.experiment.context import Context
 from spikeprop.experiment.run_folder import RunFolder
 from spikeprop.learn import load_checkpoint
 from spikeprop.recipe import load_recipe
+from spikeprop.runtime.processes import Processes
 from tests.forked import ranks
 
 SMALL = [
@@ -49,8 +50,13 @@ def test_processes_that_were_stopped_train_what_one_process_does(tmp_path: Path)
         assert (value - theirs[name]).abs().max() < 1e-4
 
 
-def test_other_rules_and_uneven_micro_batches_are_refused() -> None:
+def test_other_rules_uneven_micro_batches_and_numbers_of_processes_are_refused(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match="rule: Backprop does not train segments in processes of their own; use Interlocking"):
         load_recipe("python_transformer_parallel", ["rule=Backprop"]).experiment.check()
     with pytest.raises(RecipeError, match="batch_size is 32, which is not divisible into 3 micro-batches"):
         load_recipe("python_transformer_parallel", ["rule.microbatches=3"]).experiment.check()
+    recipe = load_recipe("python_transformer_parallel", SMALL)
+    folder = RunFolder(tmp_path, recipe)
+    folder.processes = Processes(0, 3)
+    with pytest.raises(RecipeError, match="3 processes for 2 segments: use torchrun --nproc-per-node=2, or one process"):
+        recipe.experiment.run(Context(folder, recipe.name, lambda _: None))

@@ -98,6 +98,11 @@ class ModelParallel:
     def run(self, context: Context) -> Report:
         """Train and evaluate; a stopped run continues."""
         self.check(here=True)
+        segments, count = len(self._rule().graph(self.ann.build()).segments), context.folder.processes.count
+        if count not in (1, segments):
+            raise RecipeError(
+                f"there are {count} processes for {segments} segments: use torchrun --nproc-per-node={segments}, or one process"
+            )
         found = context.folder.stage("train", lambda: self._train(context), distributed=True)
         return save_report(context, {"name": context.name, "seed": self.seed, "epochs": self.epochs, **found}, _rows)
 
