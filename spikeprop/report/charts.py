@@ -90,7 +90,7 @@ def legend(lines: Sequence[Line], *more: Markup) -> Markup:
     return tag("ul", *items, *more, class_="legend")
 
 
-def ring_key(text: str, colour: int = 0) -> Markup:
+def ring_key(text: str, colour: int) -> Markup:
     """The entry of a legend for the recommended number of steps."""
     ring = tag(
         "svg", tag("circle", cx=15, cy=6, r=5, class_="ring"), class_=f"c{colour} sample", viewBox="0 0 30 12", aria_hidden="true"

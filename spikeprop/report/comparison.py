@@ -240,11 +240,9 @@ def _at_one(report: dict[str, Any], kind: str, steps: int) -> dict[str, Any]:
 def _legend(lines: Sequence[Line], shown: Sequence[tuple[int, RunRecord]], several: bool) -> Markup:
     """For several runs the boxes show their markers, so the legend only explains colours and styles of the networks."""
     best = {recommended(run) for _, run in shown}
-    ring = (
-        [ring_key("recommended T" + (f" = {best.pop()}" if len(best) == 1 else ""))]
-        if any(line.chosen is not None for line in lines)
-        else []
-    )
+    ringed = [line.colour for line in lines if line.chosen is not None]
+    text = "recommended T" + (f" = {best.pop()}" if len(best) == 1 else "")
+    ring = [ring_key(text, ringed[0])] if ringed else []
     if not several:
         return legend(lines, *ring)
     used = {(line.style, line.colour): line.label.rpartition(", ")[2] for line in lines}

@@ -27,8 +27,12 @@ def layers_of(run: RunRecord, found: Mapping[str, Any]) -> list[dict[str, Any]]:
     report = run.report or {}
     placed = {layer["name"]: layer for layer in (report["simulate"].get("chip") or {}).get("layers", ())}
     names = list(placed) or [name for name in report["rates"] if name != INPUT]
-    known = [{"name": name, "neurons": (placed.get(name) or {}).get("neurons")} for name in names]
+    known = [{"name": name, **_placed(placed.get(name, {}))} for name in names]
     return [{"name": INPUT}, *known]
+
+
+def _placed(layer: Mapping[str, Any]) -> dict[str, Any]:
+    return {"neurons": layer["neurons"], "synapses": f"{layer['synapses']:,} synapses"} if layer else {}
 
 
 def diagram(run: RunRecord, found: Mapping[str, Any], rates: Mapping[str, float], name: str) -> Markup:

@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 
 LETTER, TALL = 6.2, 11.0  # width of a letter and height of a name, in the chart's units
-GAP = 6.0  # between a marker and its name
+GAP = 8.0  # between a marker and its name
+MARKER = 5.0  # radius of what is kept free around a point
 EVERY = 3.0  # distance of the places of a curve that are kept free
 REPEATED = 60.0  # the same name is not written again so near
 
@@ -33,7 +34,8 @@ class NamePlaces:
 
     def keep_free(self, places: Sequence[tuple[float, float]], *, joined: bool) -> None:
         """No name covers these places nor, where they are joined, what is between them."""
-        self.kept_free += places
+        for x, y in places:
+            self.kept_free += [(x, y), (x - MARKER, y), (x + MARKER, y), (x, y - MARKER), (x, y + MARKER)]
         for (x0, y0), (x1, y1) in pairwise(places) if joined else ():
             count = int(max(abs(x1 - x0), abs(y1 - y0)) / EVERY)
             self.kept_free += [(x0 + (x1 - x0) * i / count, y0 + (y1 - y0) * i / count) for i in range(1, count)]
