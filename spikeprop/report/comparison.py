@@ -111,17 +111,8 @@ def _toggle() -> Markup:
     return tag("fieldset", tag("legend", "Cost shown as"), *labels, class_="choice")
 
 
-STEP_HEADS = [
-    "network",
-    "T",
-    "accuracy (%)",
-    "95 % interval",
-    "bits a neuron",
-    "SynOps",
-    "uJ",
-    "of the ANN's energy",
-    "recommended",
-]
+STEP_HEADS = ["network", "T", "accuracy (%)", "95 % interval", "bits a neuron", "SynOps", "uJ", "of the ANN's energy",
+              "recommended"]  # fmt: skip
 
 
 def _step_rows(run: RunRecord, several: bool) -> list[list[Any]]:
@@ -183,14 +174,13 @@ def _against_steps(shown: Sequence[tuple[int, RunRecord]], several: bool) -> Mar
             bands = report[kind].get("interval", {})
             band = [(t, *bands[str(int(t))]) for t, _ in points if bands.get(str(int(t)))]
             chosen = recommended(run) if kind == list(run.networks)[-1] else None
-            lines.append(
-                Line(
-                    _label(run, kind, several), points, COLOURS[kind], STYLES[kind], band if not several else (), i, chosen=chosen
-                )
-            )
-        if run.hybrid:
+            look = (COLOURS[kind], STYLES[kind], band if not several else ())
+            lines += [Line(_label(run, kind, several), points, *look, i, chosen=chosen)] if points else []
+        if run.hybrid and steps:
             level = [(t, report["ann"]["accuracy"]) for t in sorted({min(steps), max(steps)})]
             lines.append(Line(_label(run, "ann", several), level, COLOURS["ann"], "dotted", (), i))
+    if not lines:
+        return note("Accuracy against T: no network of these runs has an accuracy.")
     marks = sorted({x for line in lines for x, _ in line.points})
     picture = line_chart(
         "Accuracy against time steps", lines, "time steps T", "accuracy (%)", log=True, marks=marks, vertical=percent_axis

@@ -49,40 +49,28 @@ def diagram(run: RunRecord, found: Mapping[str, Any], rates: Mapping[str, float]
     parts += [_box(i, layer, rates.get(layer["name"]), largest, left, f"#{name}-layer-{i}") for i, layer in enumerate(layers)]
     height = len(layers) * (BOX + GAP)
     described = "; ".join(_described(layer) for layer in layers)
-    drawn = svg(f"Network of {run.name}", described, WIDTH, height, parts, role="group")
+    drawn = svg(f"Network of {run.name}", described, WIDTH, height, parts, role="group", data_heads="layer|rate")
     key = tag("p", tag("span", class_="ramp"), f" 0 to {largest:.3g} spikes a neuron a step at T = {run.steps}", class_="key")
-    lacking = (
-        []
-        if "architecture" in found
-        else [note("What reads what, shapes and parameters are in the checkpoint, which the folder does not hold.")]
-    )
-    box = tag("div", drawn, class_="tall", tabindex=0, role="region", aria_label=f"Diagram of {run.name}")
-    return tag(
-        "figure",
-        key,
-        box,
-        tag("figcaption", "Each layer leads to its section. Arcs on the left pass layers by."),
-        *lacking,
-        id=f"{name}-diagram",
-    )
+    box = tag("div", drawn, class_="drawing tall", tabindex=0, role="region", aria_label=f"Diagram of {run.name}")
+    caption = tag("figcaption", "Each layer leads to its section. Arcs on the left pass layers by.")
+    why = "What reads what, shapes and parameters are in the checkpoint, which the folder does not hold."
+    return tag("figure", key, box, caption, *([] if "architecture" in found else [note(why)]), id=f"{name}-diagram")
 
 
 def sections(run: RunRecord, found: Mapping[str, Any], rates: Mapping[str, Mapping[str, float]], name: str) -> Markup:
     """What is known of each layer, folded."""
-    layers, last = layers_of(run, found), list(rates.values())[-1]
-    parts = [
-        folded(_summary(layer, last.get(layer["name"])), facts(_facts(run, found, rates, layer)), id=f"{name}-layer-{i}")
-        for i, layer in enumerate(layers)
-    ]
+    last = list(rates.values())[-1]
+    largest = max(last.values(), default=0.0) or 1.0
+    parts = []
+    for i, layer in enumerate(layers_of(run, found)):
+        summary = _summary(layer, last.get(layer["name"]), largest)
+        parts.append(folded(summary, facts(_facts(run, found, rates, layer)), id=f"{name}-layer-{i}"))
     return tag("div", *parts, class_="tall layers", tabindex=0, role="region", aria_label=f"Layers of {run.name}")
 
 
-def _summary(layer: Mapping[str, Any], rate: float | None) -> Markup:
-    swatch = (
-        tag("span", class_="swatch")
-        if rate is None
-        else tag("span", class_="swatch fires", style=f"--share:{min(1.0, rate):.3f}")
-    )
+def _summary(layer: Mapping[str, Any], rate: float | None, largest: float) -> Markup:
+    share = None if rate is None else f"--share:{rate / largest:.3f}"
+    swatch = tag("span", class_="swatch" if rate is None else "swatch fires", style=share)
     rest = ", ".join(filter(None, (layer.get("neuron"), "" if rate is None else f"rate {rate:.3g}")))
     return join([swatch, tag("strong", layer["name"]), f" {rest}"])
 

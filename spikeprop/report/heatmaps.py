@@ -104,7 +104,10 @@ def _band(layer: dict[str, Any], steps: int, top: float, wide: float, line: floa
 
 
 def _value(row: int, value: float, steps: int) -> Markup:
-    return tag("path", d=f"M0 {row}.5h{steps}", class_="spike" if value > 0 else "spike back", stroke_opacity=f"{abs(value):.2f}")
+    """A value that enters at every step, as a part of the largest."""
+    kind = "spike" if value > 0 else "spike back"
+    about = {"data_row": row, "data_share": value}
+    return tag("path", d=f"M0 {row}.5h{steps}", class_=kind, stroke_opacity=f"{abs(value):.2f}", **about)
 
 
 def _spikes(spikes: Sequence[Sequence[int]], payload: int, most: int) -> Markup:

@@ -6,10 +6,10 @@ const make = (name, text, attributes = {}) => {
   return found;
 };
 
-// Runs that are not ticked are hidden in every chart.
+// Runs that are not ticked are hidden in the charts that compare runs.
 for (const box of all("[data-shows]"))
   box.addEventListener("change", () => {
-    for (const part of all(`[data-run="${box.dataset.shows}"]`)) part.style.display = box.checked ? "" : "none";
+    for (const part of all(`main > :not(section) [data-run="${box.dataset.shows}"]`)) part.style.display = box.checked ? "" : "none";
   });
 
 // A link into a folded part unfolds it.
@@ -91,10 +91,13 @@ function numbers(picture) {
   if (bars.length) return [["name", "series", heads[1]], ...bars.map(b => [b.dataset.row, b.dataset.series, b.dataset.value])];
   const cells = all("[data-count]", picture);
   if (cells.length) return [heads, ...cells.map(c => [c.dataset.row, c.dataset.column, c.dataset.count])];
+  const layers = all("a[data-layer]", picture);
+  if (layers.length) return [heads, ...layers.map(a => [a.dataset.layer, a.dataset.rate || "-"])];
   return [heads, ...all("[data-layer]", picture).flatMap(band => {
     const neurons = band.dataset.neurons.split(" ");
-    return all("[data-payload]", band).flatMap(path => [...path.getAttribute("d").matchAll(/M(\d+) (\d+)/g)].map(
-      m => [band.dataset.layer, neurons[m[2]], m[1], path.dataset.payload]));
+    const same = all("[data-share]", band).map(path => [band.dataset.layer, neurons[path.dataset.row], "every", path.dataset.share]);
+    return [...same, ...all("[data-payload]", band).flatMap(path => [...path.getAttribute("d").matchAll(/M(\d+) (\d+)/g)].map(
+      m => [band.dataset.layer, neurons[m[2]], m[1], path.dataset.payload]))];
   })];
 }
 

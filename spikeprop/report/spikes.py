@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from spikeprop.experiment.run_record import RunRecord
+from spikeprop.report.axes import zero_axis
 from spikeprop.report.charts import COLOURS, Line, legend, line_chart
 from spikeprop.report.headline import recommended
 from spikeprop.report.heatmaps import raster_map
@@ -52,7 +53,9 @@ def _over_time(one: Mapping[str, Any], name: str, what: str, known: tuple[int | 
     for found in one["potentials"]:
         trace = f"{found['name']}, neuron {found['neuron']}"
         lines = [Line(trace, _by_step(found["values"]), TRACE), *_spikes(found, float(one["steps"]))]
-        picture = line_chart(f"Potential of {trace}, {what}", lines, "time step", "potential after the step", rule=at)
+        picture = line_chart(
+            f"Potential of {trace}, {what}", lines, "time step", "potential after the step", vertical=zero_axis, rule=at
+        )
         caption = f"A neuron of {found['name']} that fires about every other step: potential after each reset, and threshold."
         if any(abs(payload) > 1 for _, payload in found["spikes"]):
             caption += " It sends k above k times the threshold; a spike is at its payload times the threshold."

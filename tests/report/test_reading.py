@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from xml.etree import ElementTree
@@ -32,7 +33,7 @@ OVERLAPS = """() => [...document.querySelectorAll("svg[role]")].flatMap(svg => {
   return found; })"""
 
 
-def with_accuracy(run: RunRecord, kind: str, accuracy: dict[str, float | None]) -> RunRecord:
+def with_accuracy(run: RunRecord, kind: str, accuracy: Mapping[str, float | None]) -> RunRecord:
     assert run.report
     return replace(run, report={**run.report, kind: {**run.report[kind], "accuracy": accuracy}})
 
