@@ -201,8 +201,8 @@ class Tracer(TorchFunctionMode):
         if any(t.is_complex() and t.requires_grad for t in tensors):
             place, kind = self._place()
             raise ExplainError(
-                f"{name} in {place or 'the network'} ({kind or 'no module'}) computes with complex numbers, which explain does not show; keep "
-                "real and imaginary part as real tensors"
+                f"{name} in {place or 'the network'} ({kind or 'no module'}) computes with complex numbers, which explain does "
+                "not show; keep real and imaginary part as real tensors"
             )
 
     def _refuse_partial(self, name: str, found: list[Tensor], outputs: list[Tensor], versions: dict[int, int]) -> None:
