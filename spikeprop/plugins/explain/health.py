@@ -19,8 +19,8 @@ MEANINGS = {
     "silent": f"at least {SHARE:.0%} of the neurons of a spiking layer do not fire in any step of any sample shown",
     "saturated": f"at least {SHARE:.0%} of the entries have a derivative below {FLAT:.0%} of the largest possible one",
     "vanishing": f"the cotangent's root mean square is less than 1/{RATIO:.0f} of that of the network's scores",
-    "stopped": "the cotangent is exactly zero, because a call above multiplies by weights that are all zero, such as those of "
-    "a new head; the first updates of these weights change it",
+    "stopped": "the cotangent is exactly zero, because a call above multiplies by weights that are all zero, as those of a new "
+    "head; the first updates of these weights change it",
     "exploding": f"the cotangent's root mean square is more than {RATIO:.0f} times that of the network's scores",
 }
 

@@ -82,7 +82,7 @@ class Local:
 
 def local_of(node: Node, trace: Trace, entries: int = 3, terms: int = 6) -> Local:
     """Edges of a call, with the sums of ``entries`` entries of each and up to ``terms`` terms per sum."""
-    call = RepeatedCall(node, trace)
+    call = ReplayedCall(node, trace)
     found = Local()
     for slot, down in zip(call.wanted, call.downs()):
         value = torch.zeros_like(call.leaves[slot]) if down is None else down
@@ -92,7 +92,7 @@ def local_of(node: Node, trace: Trace, entries: int = 3, terms: int = 6) -> Loca
     return found
 
 
-class RepeatedCall:
+class ReplayedCall:
     """A call repeated on leaves, so that it can be differentiated."""
 
     def __init__(self, node: Node, trace: Trace):
@@ -155,7 +155,7 @@ class Columns:
     If the backward pass cannot be differentiated, the product is computed with every unit vector, up to a limit of their number.
     """
 
-    def __init__(self, call: RepeatedCall, slot: int, down: Tensor):
+    def __init__(self, call: ReplayedCall, slot: int, down: Tensor):
         self.call, self.slot, self.leaf, self.down = call, slot, call.leaves[slot], down.flatten()
         self.upstream = torch.cat([up.flatten() for up in call.upstream])
         self._all: Tensor | None = None
@@ -257,7 +257,7 @@ def _moves(value: Tensor) -> Tensor:
     return torch.where(value.isfinite(), direction(value) * (1 + value.abs()), 0.0)
 
 
-def _difference(call: RepeatedCall, trace: Trace, edges: list[Edge]) -> Difference | None:
+def _difference(call: ReplayedCall, trace: Trace, edges: list[Edge]) -> Difference | None:
     if not edges:
         return None
     moves = {edge.slot: _moves(call.leaves[edge.slot].detach()) for edge in edges}
@@ -274,7 +274,7 @@ def _difference(call: RepeatedCall, trace: Trace, edges: list[Edge]) -> Differen
     return Difference(backward, central, "kink" if _is_between(call, moves, backward, sides, allowed) else "differs")
 
 
-def _sides(call: RepeatedCall, trace: Trace, moves: dict[int, Tensor], h: float) -> list[tuple[Tensor, Tensor]]:
+def _sides(call: ReplayedCall, trace: Trace, moves: dict[int, Tensor], h: float) -> list[tuple[Tensor, Tensor]]:
     """Upstream times the difference quotient to the right and to the left, for every output entry."""
     found = []
     for sign in (1, -1):
@@ -292,7 +292,7 @@ def _sides(call: RepeatedCall, trace: Trace, moves: dict[int, Tensor], h: float)
 
 
 def _is_between(
-    call: RepeatedCall, moves: dict[int, Tensor], backward: float, sides: list[tuple[Tensor, Tensor]], allowed: float
+    call: ReplayedCall, moves: dict[int, Tensor], backward: float, sides: list[tuple[Tensor, Tensor]], allowed: float
 ) -> bool:
     """Whether the backward pass lies between the sides, at every output if it can be differentiated, otherwise in sum."""
     least, most = ([choose(right, left) for right, left in sides] for choose in (torch.minimum, torch.maximum))

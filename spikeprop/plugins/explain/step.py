@@ -200,8 +200,8 @@ def _read(output: Any, subject: TrainingStep) -> Any:
     chosen = [key for key in SCORES if key in tensors] or list(tensors)
     if len(chosen) != 1:
         raise ExplainError(
-            f"{subject.name} returns a {type(output).__name__} with the tensors {list(tensors)}, and the loss takes one: "
-            "give a loss that reads the output, such as lambda output, y: F.cross_entropy(output[0], y)"
+            f"{subject.name} returns a {type(output).__name__} with the tensors {list(tensors)}, and the loss takes one: give a "
+            "loss that reads the output, such as lambda output, y: F.cross_entropy(output[0], y)"
         )
     return tensors[chosen[0]]
 

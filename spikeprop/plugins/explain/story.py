@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from spikeprop.plugins.explain.local import MATCHES, Columns, RepeatedCall, cotangent_of
+from spikeprop.plugins.explain.local import MATCHES, Columns, ReplayedCall, cotangent_of
 from spikeprop.plugins.explain.step import TracedStep, TrainingStep, losses_with
 from spikeprop.plugins.explain.trace import Trace, Value
 
@@ -95,7 +95,7 @@ def _reach(trace: Trace, path: _PathToLoss) -> float:
 
 
 def _columns(trace: Trace, node: int, slot: int) -> Columns | None:
-    call = RepeatedCall(trace.nodes[node], trace)
+    call = ReplayedCall(trace.nodes[node], trace)
     down = dict(zip(call.wanted, call.downs())).get(slot)
     return None if down is None else Columns(call, slot, down)
 

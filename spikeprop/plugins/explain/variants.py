@@ -86,7 +86,12 @@ def _segments(rule: LearningRule, subject: TrainingStep) -> list[dict[str, str]]
         return [{"name": s.name, "follows": f"the relaxed values of {_readers(graph, s.name)}"} for s in graph.segments]
     names = [s.name for s in graph.segments]
     losses = [f"the head after {name}" for name in names[:-1]] + ["the network's own loss"]
-    return [{"name": name, "follows": losses[place.target]} for name, place in zip(names, places(graph))]
+    return [{"name": name, "follows": _followed(place, losses)} for name, place in zip(names, places(graph))]
+
+
+def _followed(place: Any, losses: list[str]) -> str:
+    followed = " and ".join(losses[j] for j in place.weights)
+    return followed if len(place.weights) == 1 else f"the {place.combine} of {followed}"
 
 
 def _readers(graph: Any, name: str) -> str:
