@@ -36,6 +36,7 @@ class Program:
     """The lines by part, the arrays they start from, and the cotangents that they must give.
 
     Attributes:
+        forward, backward: lines, in the order in which they run.
         helpers: names of the helper functions that occur.
         given: name to the number of a value of the trace, or to numbers.
         gradients: name of a cotangent to the number of the parameter.
@@ -92,7 +93,7 @@ def check(written: Program, trace: Trace) -> str | None:
     with np.errstate(all="ignore"):
         try:
             exec(compile(written.python(trace), "<program>", "exec"), found)  # our own text, of names and numbers alone
-        except (ArithmeticError, LookupError, NameError, ValueError) as error:
+        except (ArithmeticError, AttributeError, LookupError, NameError, TypeError, ValueError) as error:
             return f"anything ({error})"
     for name, index in written.gradients.items():
         exact = cotangent_of(trace, index).numpy()

@@ -176,7 +176,8 @@ def _reduce(n: Names) -> Written:
     kept = tuple(1 if axis in axes else side for axis, side in enumerate(shape))
     count = _count(tuple(shape[axis] for axis in axes)) if s["mean"] else 1
     how, keep = "mean" if s["mean"] else "sum", ", keepdims=True" if s["keep"] else ""
-    spread = f"np.zeros({shape}) + {n.g}.reshape({kept})" if kept else n.g
+    g = f"{n.g}.reshape({kept})" if n.shape else n.g
+    spread = f"np.zeros({shape}) + {g}" if kept else g
     return Written([f"{n.out} = {n.inputs[0]}.{how}(axis={axes}{keep})"], {0: f"{spread} / {count}" if count > 1 else spread})
 
 
@@ -302,5 +303,6 @@ LINES: dict[str, Callable[[Names], Written]] = {
     "integrate": _integrate, "fire": _fire, "reset": _reset, "relu": _entrywise("np.maximum({x}, 0)", "({x} > 0)"),
     "tanh": _entrywise("np.tanh({x})", "(1 - {y} ** 2)"),
     "sigmoid": _entrywise("1 / (1 + np.exp(-{x}))", "{y} * (1 - {y})"),
+    "silu": _entrywise("{x} / (1 + np.exp(-{x}))", "(1 + {x} / (1 + np.exp({x}))) / (1 + np.exp(-{x}))"),
     "gelu": _entrywise("{x} * Phi({x})", "(Phi({x}) + {x} * np.exp(-{x} ** 2 / 2) / np.sqrt(2 * np.pi))"),
 }  # fmt: skip

@@ -55,8 +55,7 @@ class TrainingStep:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "model", getattr(self.model, "_orig_mod", self.model))
-        if type(self.x) is list:
-            object.__setattr__(self, "x", tuple(self.x))
+        object.__setattr__(self, "x", _as_tuple(self.x))
         if self.spiking and isinstance(self.x, tuple | dict):
             raise ExplainError(f"{self.name} is a spiking network, which has one input; x is a {type(self.x).__name__}")
         if isinstance(self.x, Sequences) and not self.spiking:
@@ -98,6 +97,10 @@ class TrainingStep:
         if isinstance(self.x, Sequences):
             return model, Sequences(_doubled(self.x.values), self.x.lengths.cpu()), _doubled(self.y)
         return model, _doubled(self.x), _doubled(self.y)
+
+
+def _as_tuple(x: Any) -> Any:
+    return tuple(x) if isinstance(x, list) else x
 
 
 def _doubled(tree: Any) -> Any:

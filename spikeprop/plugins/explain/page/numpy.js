@@ -79,7 +79,7 @@ function greatest(x, { axis, keepdims } = {}) {
 }
 
 // Sums of products over the letters that the result does not have.
-function einsum(how, ...arrays) {
+function sumOfProducts(how, ...arrays) {
   const [left, out] = how.split("->"), names = left.split(","), size = {};
   names.forEach((letters, k) => [...letters].forEach((l, i) => { size[l] = arrays[k].shape[i]; }));
   const all = [...out, ...Object.keys(size).filter((l) => !out.includes(l))];
@@ -136,7 +136,7 @@ const filled = (value) => (shape) => tensor([shape].flat(), new Float64Array(siz
 const NUMPY = {
   exp: each(Math.exp), log: each(Math.log), log1p: each(Math.log1p), tanh: each(Math.tanh), sqrt: each(Math.sqrt), abs: each(Math.abs),
   maximum: pairwise(Math.max), minimum: pairwise(Math.min), sum: total, mean: average, zeros: filled(0), ones: filled(1),
-  full: (shape, value) => filled(value)(shape), swapaxes: swap, einsum, inf: Infinity, pi: Math.PI,
+  full: (shape, value) => filled(value)(shape), swapaxes: swap, einsum: sumOfProducts, inf: Infinity, pi: Math.PI,
   transpose: (x) => swap(x, 0, 1), dot: SIGNS["@"], matmul: SIGNS["@"], square: each((v) => v * v), sign: each(Math.sign),
   zeros_like: (x) => like(x), ones_like: (x) => map(x, () => 1), multiply: SIGNS["*"],
   where: (test, a, b) => { const mixed = pairwise((t, v) => (t ? v : 0)), other = pairwise((t, v) => (t ? 0 : v)); return SIGNS["+"](mixed(test, a), other(test, b)); },
