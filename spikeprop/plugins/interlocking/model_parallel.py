@@ -127,9 +127,12 @@ class ModelParallel:
             "memory_mb": _memory(device),
             "grown_mb": _memory(device) - before,
         }
-        everyone: list[Any] = [one] * group.count
+        everyone = [one]
         if group.count > 1:
-            distributed.all_gather_object(everyone, one)
+            own = torch.tensor(list(one.values()), dtype=torch.float64, device=device)
+            rows = [torch.empty_like(own) for _ in range(group.count)]
+            distributed.all_gather(rows, own)
+            everyone = [dict(zip(one, row.tolist(), strict=True)) for row in rows]
             for i, segment in enumerate(graph.segments):
                 for value in segment.module.state_dict(keep_vars=True).values():
                     distributed.broadcast(value.data, i)
