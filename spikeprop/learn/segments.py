@@ -207,6 +207,10 @@ class SegmentPass:
         """The first of them."""
         return self.values[self.graph.output]
 
+    def computed(self, name: str) -> Tensor:
+        """What a segment computed from its inputs, detached; its value, unless ``at`` holds another one."""
+        return self._outputs[name].detach()
+
     def vjp(self, name: str, cotangent: Tensor) -> list[Tensor | None]:
         """(d output / d input)^T cotangent for each input of a segment; None for one without a gradient, such as the image."""
         inputs = [leaf for leaf in self._inputs[name] if leaf.requires_grad]

@@ -34,6 +34,8 @@ def variants(subject: TrainingStep, step: TracedStep, rules: Mapping[str, Learni
         TrainingStep.loss,
     ):  # the second if a library has wrapped the first
         raise ExplainError("learning rules need class labels: the loss must be the cross-entropy")
+    if rules and isinstance(subject.x, tuple | dict):
+        raise ExplainError("learning rules take one input tensor; this network has several")
     exact = {name: p.grad for name, p in step.model.named_parameters() if p.grad is not None}
     return [_variant(name, rule, subject, exact) for name, rule in rules.items()]
 
