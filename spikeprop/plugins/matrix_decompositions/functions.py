@@ -1,11 +1,10 @@
 """``qr``, ``lq`` and ``pivoted_qr``: factorisations with first and second derivatives, forward and reverse.
 
 In eager mode each is an ``autograd.Function`` with rules for reverse and forward mode, in transforms of torch.func one with a
-rule for ``vmap`` too. While ``torch.compile`` traces, it is the custom operator with the same reverse rule (a trace of tensors, as
-in ``torch.func.linearize``, holds it too);
-forward mode and ``torch.func.grad`` break the graph there (``fullgraph=True`` refuses them), and torch computes no second
-derivative through a compiled graph. LQ is the QR of A^H. Pivots are locally constant: A[:, p] = Q R is differentiated as the QR
-of A[:, p] (``rules`` has the equations and the paper).
+rule for ``vmap`` too. While ``torch.compile`` traces, it is the custom operator with the same reverse rule (a trace of tensors,
+as in ``torch.func.linearize``, holds it too); forward mode and ``torch.func.grad`` break the graph there (``fullgraph=True``
+refuses them), and torch computes no second derivative through a compiled graph. LQ is the QR of A^H. Pivots are locally constant:
+A[:, p] = Q R is differentiated as the QR of A[:, p] (``rules`` has the equations and the paper).
 """
 
 from __future__ import annotations
