@@ -264,7 +264,10 @@ def test_further_networks_are_replayed(make: Callable[[], TrainingStep]) -> None
 
 
 def test_operations_of_todays_models_and_neurons_have_cards() -> None:
-    cards = data_of(EXTRA["modern"]())["cards"]
+    modern = data_of(EXTRA["modern"]())
+    cards, checks = modern["cards"], modern["checks"]
+    assert checks["edges_that_match"] == checks["edges_with_numbers"]
+    assert checks["values_whose_edges_add_up"] == checks["values"]  # also of the LSTM's cell, of which its output is made
     wanted = {"silu", "group_norm", "interpolate", "einsum", "where", "embedding", "attention_dropout", "lstm_cell", "gru_cell"}
     assert wanted <= cards.keys()
     page = data_of(EXTRA["graded"]())
@@ -370,7 +373,7 @@ def test_several_inputs_named_outputs_and_compiled_modules_are_shown() -> None:
     y = torch.tensor([0, 1])
     loss = F.cross_entropy(model.double()(a.double(), b.double())["logits"], y)
     for x in ((a, b), {"a": a, "b": b}):
-        step = trace_step(TrainingStep(name="two", model=torch.compile(model), x=x, y=y))
+        step = trace_step(TrainingStep(name="two", model=torch.compile(model), x=x, y=y))  # type: ignore[arg-type]
         assert step.loss == pytest.approx(float(loss.detach()), rel=1e-12)
         page = page_data(TrainingStep(name="two", model=model, x=x, y=y), step)
         assert page["samples"] == 2
