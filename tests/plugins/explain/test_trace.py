@@ -397,7 +397,7 @@ def test_several_inputs_named_outputs_and_compiled_modules_are_shown() -> None:
     y = torch.tensor([0, 1])
     loss = F.cross_entropy(model.double()(a.double(), b.double())["logits"], y)
     for x in ((a, b), {"a": a, "b": b}):
-        step = trace_step(TrainingStep(name="two", model=torch.compile(model), x=x, y=y))
+        step = trace_step(TrainingStep(name="two", model=torch.compile(model), x=x, y=y))  # type: ignore[arg-type]
         assert step.loss == pytest.approx(float(loss.detach()), rel=1e-12)
         page = page_data(TrainingStep(name="two", model=model, x=x, y=y), step)
         assert page["samples"] == 2
