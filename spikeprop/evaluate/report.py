@@ -12,7 +12,8 @@ from spikeprop.runtime.files import write_json
 from spikeprop.runtime.tables import Table
 
 _AMOUNTS = ("neurons", "synapses", "fan_in", "fan_out", "spike_bits", "axons", "axons_per_core", "bytes", "cores")
-TRAFFIC = "memory, 32-bit words, 45 nm"  # name of that model in every table
+TRAFFIC = "memory, 32-bit words, 45 nm"  # names of models in every table
+ON_CHIP = "chip estimate, first Loihi"
 LABELS = {"converted": "converted", "finetuned": "fine-tuned", "trained": "trained"}  # networks in a report
 # Columns of a table of the chip's layers: key and head.
 TITLES = {"loihi2": "Loihi 2", "loihi1": "Loihi", "speck": "Speck", "xylo": "Xylo", "generic": "generic integers"}
@@ -79,6 +80,7 @@ def run_rows(values: dict[str, Any]) -> list[tuple[str, str]]:
         rows.append((f"{where} vs PyTorch, {simulated['samples']} samples", f"predictions agree {simulated['agreement']:.1f} %"))
         rows.append((f"{where} spike trains", f"{equal} ({simulated['spikes']:,} spikes)"))
         rows += [("not on Lava", simulated["why"])] if "why" in simulated else []
+        rows += _on_chip_rows(simulated.get("on_chip"))
         rows += chip_rows(simulated["chip"])
         rows += [(f"in integers, weights of {format_text(f['bits'])}", accuracy_text(f)) for f in simulated.get("bits", ())]
     elif "why" in simulated:
@@ -91,15 +93,19 @@ def energies(values: Mapping[str, Any]) -> list[tuple[str, float | None, float]]
     """Energy of a pipeline's last network by model: its name, uJ of the ANN where the model has it, uJ of the spiking network."""
     arithmetic, chip = values["energy_joules"], values["simulate"].get("chip") or {}
     ann = arithmetic["ann"] * 1e6 if "ann" in arithmetic else None
-    found: list[tuple[str, float | None, float]] = [(ENERGY_MODEL, ann, arithmetic["snn"] * 1e6)]
-    return found + ([(chip["energy_model"], None, chip["energy_joules"] * 1e6)] if "energy_model" in chip else [])
+    return [(ENERGY_MODEL, ann, arithmetic["snn"] * 1e6), *_most(chip, chip.get("target", ""), ON_CHIP, False)]
 
 
 def traffic(values: Mapping[str, Any]) -> list[tuple[str, float | None, float]]:
     """The same by reads and writes of memory, of a run that simulated its network."""
     chip, known = values["simulate"].get("chip") or {}, "ann" in values["energy_joules"]
-    rows = [row for row in (chip.get("energy") or {}).get("rows", ()) if row["model"] == "memory"]
-    return [(TRAFFIC, row["ann"][1] * 1e6 if known else None, row["snn"][1] * 1e6) for row in rows]
+    return _most(chip, "memory", TRAFFIC, known)
+
+
+def _most(chip: Mapping[str, Any], model: str, name: str, known: bool) -> list[tuple[str, float | None, float]]:
+    """The most that a model of the chip's table says, under a name of its own; ``known``: of the ANN too."""
+    rows = [row for row in (chip.get("energy") or {}).get("rows", ()) if row["model"] == model and row["snn"]]
+    return [(name, row["ann"][1] * 1e6 if known and row["ann"] else None, row["snn"][1] * 1e6) for row in rows]
 
 
 def _cheaper(values: Mapping[str, Any], ann: float, snn: float) -> str:
@@ -201,6 +207,15 @@ def chip_rows(chip: dict[str, Any]) -> list[tuple[str, str]]:
         return rows + [("cannot be placed", problem) for problem in chip["problems"]]
     kinds = {True: "does not fit", False: "note"}
     return rows + [(kinds[f["stops"]], _finding_text(f)) for f in chip.get("findings", ())]
+
+
+def _on_chip_rows(found: Mapping[str, Any] | None) -> list[tuple[str, str]]:
+    """Accuracy in the arithmetic of a chip that is not Lava's."""
+    if found is None:
+        return []
+    name, accuracy = found["target"], found["accuracy"]
+    text = f"{accuracy[name]:.2f} % of {found['samples']} samples (PyTorch {accuracy['pytorch']:.2f} %)"
+    return [(f"{TITLES[name]}, in its own integers", text)]
 
 
 def _finding_text(finding: Mapping[str, Any]) -> str:

@@ -23,6 +23,7 @@ from spikeprop.evaluate import Report
 from spikeprop.experiment.context import Context
 from spikeprop.experiment.settings import check_optimizer
 from spikeprop.learn import LearningRule, ProgressBar, Schedule, drop_progress, fit
+from spikeprop.plugins.pictures import draw_curves
 from spikeprop.plugins.reports import check_arms, progress_file, report_arms
 from spikeprop.recipe import Component
 from spikeprop.runtime.checks import positive
@@ -31,6 +32,11 @@ from spikeprop.runtime.labels import predicted, read_labels
 from spikeprop.runtime.seeding import seed_torch
 
 SMOKE_EXAMPLES = 64
+MEASURED = {  # what rules that iterate tell of an epoch, beside the loss
+    "angle": "angle to backprop (degrees)",
+    "residual": "residual of the relaxation",
+    "backward_passes": "cost (backward passes)",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,7 +105,14 @@ class RuleComparison:
                 found[name].append(
                     context.folder.stage(f"{name}.{seed}", lambda n=name, s=seed: self._train(n, s, context), distributed=True)
                 )
-        return report_arms(found, self.baseline, context, seeds=self.seeds, epochs=self.epochs)
+        report = report_arms(found, self.baseline, context, seeds=self.seeds, epochs=self.epochs)
+        histories = {name: [one["history"] for one in runs if "history" in one] for name, runs in found.items()}
+        measured = {
+            name: runs for name, runs in histories.items() if any(MEASURED.keys() & epoch.keys() for r in runs for epoch in r)
+        }
+        if context.writes and measured:
+            draw_curves(measured, {"loss": "training loss", **MEASURED}, context.folder.path / "curves.png")
+        return report
 
     def _train(self, name: str, seed: int, context: Context) -> dict[str, Any]:
         group = context.folder.processes
@@ -126,6 +139,7 @@ class RuleComparison:
                 processes=group,
                 checkpoint_seconds=context.save_every,
             )
+            result["history"] = [{k: v for k, v in epoch.items() if k in ("loss", "accuracy", *MEASURED)} for epoch in history]
             result["last_epoch"] = {key: value for key, value in history[-1].items() if key not in ("seconds", "lr")}
         except TrainingCollapsed as error:  # a result: the present network is evaluated
             context.notify(f"{name}, seed {seed}: {error}")

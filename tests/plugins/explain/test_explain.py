@@ -23,6 +23,7 @@ from spikeprop.plugins.activation_relaxation import ActivationRelaxation
 from spikeprop.plugins.explain import TrainingStep, explain, page_html, replay, trace_step, variants
 from spikeprop.plugins.explain.data import page_data
 from spikeprop.plugins.explain.gallery import ENTRIES, subject_of, write_gallery
+from spikeprop.plugins.explain.html import FOLDER, SCRIPTS
 from spikeprop.plugins.explain.numbers import read, written
 from spikeprop.plugins.interlocking import Interlocking, PooledHead
 from spikeprop.plugins.map_propagation import MAPPropagation
@@ -130,24 +131,26 @@ def _classifier() -> TrainingStep:
 
 def test_a_relaxation_ends_at_backprops_gradient() -> None:
     subject = _classifier()
-    (shown,) = variants(subject, trace_step(subject), {"AR": ActivationRelaxation(iterations=400)})
+    (shown,) = variants(subject, trace_step(subject), {"AR": ActivationRelaxation(iterations=400, sweep="jacobi")})
     assert all(layer["angle"] < 1e-3 and abs(layer["ratio"] - 1) < 1e-6 for layer in shown["layers"])
     angles = [frame["layers"][0]["angle"] for frame in shown["frames"]]
-    assert angles[0] > 10  # no information has reached the first layer after one sweep
+    assert angles[0] is None  # no gradient has reached the first layer after one sweep
     assert angles[-1] == shown["layers"][0]["angle"]
     assert [frame["at"] for frame in shown["frames"]][-1] == 400
 
 
 def test_interlocking_names_whose_loss_each_segment_follows() -> None:
     subject = _classifier()
-    rules = {reach: Interlocking(cuts=3, reach=reach, head=PooledHead()) for reach in (1, 2, None)}
-    local, pairwise, whole = variants(subject, trace_step(subject), {str(reach): rule for reach, rule in rules.items()})
+    rules = {reach: Interlocking(cuts=3, reach=reach, head=PooledHead(), combine="furthest") for reach in (1, 2, None)}
+    rules[3] = Interlocking(cuts=3, reach=2, head=PooledHead())
+    local, pairwise, whole, mean = variants(subject, trace_step(subject), {str(reach): rule for reach, rule in rules.items()})
     assert [s["follows"] for s in local["segments"]] == ["the head after 0", "the head after 2", "the network's own loss"]
     assert [s["follows"] for s in pairwise["segments"]] == [
         "the head after 2",
         "the network's own loss",
         "the network's own loss",
     ]
+    assert mean["segments"][0]["follows"] == "the mean of the head after 0 and the head after 2"
     assert all(layer["angle"] < 1e-4 for layer in whole["layers"])  # a reach of all segments is backpropagation
     assert local["layers"][0]["angle"] > 5 > 1e-4 > local["layers"][2]["angle"]
 
@@ -199,6 +202,13 @@ def test_pages_are_self_contained() -> None:
     assert "url(fonts/" not in text
     assert text.count("data:font/woff2;base64,") >= 9
     assert "default-src 'none'" in text
+
+
+def test_no_script_of_the_page_declares_a_name_of_another() -> None:
+    """All share one scope; a name declared twice would stop the page."""
+    texts = [(FOLDER / f"{name}.js").read_text() for name in SCRIPTS]
+    names = [name for text in texts for name in re.findall(r"^(?:const|let|class|function) (\w+)", text, re.MULTILINE)]
+    assert {name for name in names if names.count(name) > 1} == set()
 
 
 def test_names_cannot_break_out_of_the_page() -> None:

@@ -1,0 +1,202 @@
+"""``EquilibriumPropagation`` (Scellier & Bengio 2017, arXiv:1602.05179): gradients from two equilibria of one dynamics.
+
+The states s_n, one for each activation sigma_n, are those of a network with connections in both directions:
+
+    s_n = sigma_n(A_n(s_(n-1)) + gamma (dA_(n+1)/ds_n)^T s_(n+1)),      n = 1..N
+
+A_n is all that the network computes between two activations (convolution, pooling, ...), and the last one reads out: its loss l
+pulls the last state by -beta dl/ds_N (Laborieux et al. 2021, arXiv:2006.03824). This is the equilibrium of the energy
+
+    E = sum over n of gamma^(n-N) (G_n(s_n) - s_n . A_n(s_(n-1))) + beta l,      G_n' = sigma_n^-1
+
+so the loss's gradient at the free equilibrium is (dE/dtheta(beta) - dE/dtheta(-beta)) / (2 beta) for beta -> 0. With gamma = 1
+these are the papers' networks. With gamma -> 0 (Xie & Seung 2003) the free equilibrium is the network's own forward pass and the
+gradient is backprop's; since the feed-forward network is the one that is used, gamma is small by default, and the metric ``gap``
+says how far the equilibrium's scores are from the forward pass's.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import ClassVar, Literal
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, fx, nn
+
+from spikeprop.errors import SegmentError, TrainingCollapsed
+from spikeprop.learn.segments import Segment, SegmentGraph, SegmentPass, segment_graph
+from spikeprop.learn.tracing import steps_of
+from spikeprop.plugins.local_rules.base import ForwardPass, SegmentRule, add_gradients, norm
+
+MONOTONE = (
+    nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.Hardtanh, nn.Hardsigmoid, nn.Sigmoid, nn.Tanh, nn.Softplus, nn.ELU, nn.CELU, nn.SELU,
+)  # fmt: skip
+LARGEST_RESIDUAL = 0.01
+
+
+@dataclass
+class States:
+    """A network as states: the segments compute A_n, the last one reads out, and ``activations`` are the sigma_n by name."""
+
+    graph: SegmentGraph
+    activations: dict[str, nn.Module]
+
+
+@dataclass
+class Equilibrium:
+    """States by name, the pass of the A_n at them, and the last change relative to the states."""
+
+    values: dict[str, Tensor]
+    run: SegmentPass
+    residual: Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class EquilibriumPropagation(SegmentRule):
+    """Contrast of two equilibria.
+
+    Attributes:
+        loss: any loss of scores and labels.
+        beta: of the loss, in the nudged phases.
+        feedback: gamma, in (0, 1]; 1 for the papers' networks, small for a network that is used feed-forward.
+        iterations: largest number of steps of a phase.
+        tolerance: a phase ends when the states change by less, relative to their norm.
+        nudging: "symmetric" for phases at +beta and -beta, with an error of beta^2; "one-sided" for +beta and the free phase.
+    """
+
+    knows: ClassVar[str] = "its input and its own activity in three equilibria; by W^T the activity of the layer that reads it"
+    chain: ClassVar[bool] = True
+    beta: float = 0.2
+    feedback: float = 0.02
+    iterations: int = 50
+    tolerance: float = 1e-6
+    nudging: Literal["symmetric", "one-sided"] = "symmetric"
+    _states: WeakKeyDictionary[nn.Module, States] = field(
+        init=False, default_factory=WeakKeyDictionary, repr=False, compare=False
+    )
+
+    def __post_init__(self) -> None:
+        if not 0 < self.feedback <= 1:
+            raise ValueError(f"feedback is {self.feedback}; it must lie in (0, 1]")
+        if self.iterations < 1:
+            raise ValueError(f"iterations is {self.iterations}; use at least 1")
+        for name in ("beta", "tolerance"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be positive")
+        if self.nudging not in ("symmetric", "one-sided"):
+            raise ValueError(f"nudging is {self.nudging!r}; use 'symmetric' or 'one-sided'")
+
+    @property
+    def reruns(self) -> bool:
+        return True
+
+    def check(self, model: nn.Module, graph: SegmentGraph) -> None:
+        super().check(model, graph)
+        self._states[model] = _states(model)
+
+    def gradients(self, batch: ForwardPass) -> dict[str, Tensor]:
+        states, count = self._states[batch.model], len(batch.x)
+        if batch.error.dtype in (torch.float16, torch.bfloat16):
+            raise SegmentError("EquilibriumPropagation subtracts nearly equal states, which 16 bits do not hold: use float32")
+        start = _forward(states, batch.x)
+        free = self._settle(states, batch, start, 0.0)
+        free.run.add_parameter_gradients(states.graph.output, self._error(batch, free.run))
+        plus = self._settle(states, batch, free.values, self.beta)
+        minus = free if self.nudging == "one-sided" else self._settle(states, batch, free.values, -self.beta)
+        width = self.beta * (1 if minus is free else 2)
+        hidden = states.graph.segments[:-1]
+        for n, segment in enumerate(hidden):
+            scale = self.feedback ** (n + 1 - len(hidden)) / (width * count)
+            for state, sign in ((plus, -1), (minus, 1)):
+                cotangent = sign * scale * state.values[segment.name]
+                add_gradients(segment.parameters(), state.run.parameter_gradients(segment.name, cotangent))
+        scores = batch.run.output
+        gap = (free.run.output - scores).norm() / scores.norm().clamp_min(torch.finfo(scores.dtype).tiny)
+        return {"gap": gap, "residual": torch.stack([state.residual for state in (free, plus, minus)]).max()}
+
+    def _settle(self, states: States, batch: ForwardPass, values: dict[str, Tensor], beta: float) -> Equilibrium:
+        """Iterate the states from ``values``, all at once."""
+        residual = batch.error.new_zeros(())
+        for _ in range(self.iterations if values else 0):
+            run = SegmentPass(states.graph, batch.x, at=values)
+            new = self._moved(states, batch, run, values, beta)
+            size = norm(new).clamp_min(torch.finfo(residual.dtype).tiny)
+            residual, values = norm({name: new[name] - value for name, value in values.items()}) / size, new
+            if float(residual) < self.tolerance:
+                break
+        if not float(residual) <= LARGEST_RESIDUAL:
+            raise TrainingCollapsed(
+                f"after {self.iterations} iterations the states still change by {float(residual):.2g} of their norm, so there is "
+                "no equilibrium to compare: lower feedback or the learning rate, add weight decay, or raise iterations"
+            )
+        return Equilibrium(values, SegmentPass(states.graph, batch.x, at=values), residual)
+
+    def _moved(
+        self, states: States, batch: ForwardPass, run: SegmentPass, values: dict[str, Tensor], beta: float
+    ) -> dict[str, Tensor]:
+        new = {}
+        for segment, reader in pairwise(states.graph.segments):
+            drive = run.computed(segment.name)
+            if reader.name != states.graph.output:
+                (back,) = run.vjp(reader.name, self.feedback * values[reader.name])
+            else:
+                (back,) = run.vjp(reader.name, -beta * len(batch.x) * self._error(batch, run)) if beta else (None,)
+            with torch.no_grad():
+                new[segment.name] = states.activations[segment.name](drive if back is None else drive + back)
+        return new
+
+    def _error(self, batch: ForwardPass, run: SegmentPass) -> Tensor:
+        """dL/d output at the scores of a pass."""
+        scores = run.output.detach().requires_grad_()
+        with torch.enable_grad():
+            return torch.autograd.grad(self.loss.for_batch(batch.x)(scores, batch.y), scores)[0]
+
+
+def _forward(states: States, x: Tensor) -> dict[str, Tensor]:
+    """States of the forward pass, without feedback."""
+    values: dict[str, Tensor] = {}
+    with torch.no_grad():
+        for segment in states.graph.segments[:-1]:
+            values[segment.name] = x = states.activations[segment.name](segment.module(x.clone()))
+    return values
+
+
+def _states(model: nn.Module) -> States:
+    """Cut a network after each of its activations; one that is no module, or not monotone, becomes a part of the A_n.
+
+    Raises:
+        SegmentError: it has none that can be a state.
+    """
+    names = [name for name, module in model.named_modules() if isinstance(module, MONOTONE)]
+    if not names:
+        raise SegmentError(
+            "EquilibriumPropagation makes a state of each activation, and found none: it needs modules that are monotone and "
+            f"have no parameters ({', '.join(kind.__name__ for kind in MONOTONE)}); use PredictiveCoding for others"
+        )
+    graph = segment_graph(model, names)
+    cut, activations = [], {}
+    for segment in graph.segments[:-1]:
+        module, activations[segment.name] = _split(segment)
+        cut.append(Segment(segment.name, module, segment.reads))
+    return States(SegmentGraph([*cut, graph.segments[-1]], graph.names), activations)
+
+
+def _split(segment: Segment) -> tuple[nn.Module, nn.Module]:
+    """What a segment computes before the activation that ends it, and that activation; both hold the network's own modules."""
+    if not isinstance(segment.module, fx.GraphModule):
+        raise SegmentError(
+            f"segment {segment.name!r} cannot be traced, so EquilibriumPropagation cannot see what is before its activation: "
+            "use PredictiveCoding"
+        )
+    graph = fx.Graph()
+    values: dict[fx.Node, fx.Node] = {}
+    last = steps_of(segment.module)[-1]
+    activation = segment.module.get_submodule(str(last.target))
+    for node in segment.module.graph.nodes:
+        if node is last:
+            values[node] = values[last.all_input_nodes[0]]
+        else:
+            values[node] = graph.node_copy(node, lambda n: values[n])
+    return fx.GraphModule(segment.module, graph), activation

@@ -1,0 +1,425 @@
+"""The family of local rules: each against backprop in its exact limit or a closed form, one contract for all, and refusals."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from spikeprop.ann import CNN, CIFARResNet
+from spikeprop.errors import LabelError, SegmentError, TrainingCollapsed
+from spikeprop.learn import CrossEntropy, LearningRule, Loss, SquaredError
+from spikeprop.plugins import (
+    DirectFeedbackAlignment,
+    EquilibriumPropagation,
+    FeedbackAlignment,
+    ForwardForward,
+    PredictiveCoding,
+    ReadoutOnly,
+    TargetPropagation,
+)
+from spikeprop.plugins.local_rules.base import SegmentRule
+from tests.learn.test_fit import uninterrupted_and_resumed, weights
+from tests.learn.test_segments import Branchy
+
+RULES: dict[str, SegmentRule] = {
+    "predictive coding": PredictiveCoding(),
+    "predictive coding, predictions follow": PredictiveCoding(fixed_prediction=False, step_size=0.2),
+    "equilibrium": EquilibriumPropagation(),
+    "feedback alignment": FeedbackAlignment(),
+    "direct feedback alignment": DirectFeedbackAlignment(),
+    "target propagation": TargetPropagation(),
+    "forward-forward": ForwardForward(),
+    "readout only": ReadoutOnly(),
+}
+IMAGES = torch.rand(6, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+LABELS = torch.arange(6) % 5
+
+
+def cnn(**settings: Any) -> nn.Module:
+    torch.manual_seed(1)
+    return CNN(
+        input_shape=(1, 8, 8), classes=5, plan=[4, "A", 4], hidden=[8], **{"dropout": 0.0, "hidden_dropout": 0.0} | settings
+    )
+
+
+def mlp(*widths: int, act: type[nn.Module] = nn.Tanh, bias: bool = True) -> nn.Sequential:
+    torch.manual_seed(2)
+    layers: list[nn.Module] = []
+    for i, (a, b) in enumerate(pairwise(widths)):
+        layers += [nn.Linear(a, b, bias=bias), *([act()] if i < len(widths) - 2 else [])]
+    return nn.Sequential(*layers)
+
+
+def gradients(rule: LearningRule, model: nn.Module, x: Tensor, y: Tensor) -> list[Tensor]:
+    """The rule's gradient in float64, of a network in training mode; 0 where it leaves none."""
+    model.double().train().zero_grad()
+    torch.manual_seed(3)
+    rule.step(model, x.double(), y)
+    return [torch.zeros_like(p) if p.grad is None else p.grad.clone() for p in model.parameters()]
+
+
+def backprop(model: nn.Module, x: Tensor, y: Tensor, loss: Loss | None = None) -> list[Tensor]:
+    model.double().train()
+    torch.manual_seed(3)
+    return list(torch.autograd.grad((loss or CrossEntropy())(model(x.double()), y), list(model.parameters())))
+
+
+def apart(found: list[Tensor], expected: list[Tensor]) -> float:
+    """Largest distance of a parameter's gradient, relative to that parameter's, or to a thousandth of all parameters'."""
+    least = 1e-3 * float(torch.stack([b.norm() for b in expected]).norm())  # a bias before batch-norm has none
+    return max(float((a - b).norm()) / max(float(b.norm()), least) for a, b in zip(found, expected, strict=True))
+
+
+@pytest.mark.parametrize("loss", [CrossEntropy(label_smoothing=0.1), SquaredError()], ids=lambda v: type(v).__name__)
+@pytest.mark.parametrize("kind", ["cnn", "branchy", "resnet"])
+def test_predictive_coding_with_fixed_predictions_is_backprop(kind: str, loss: Loss) -> None:
+    """Step size 1, as many rounds as the depth; with batch-norm, dropout, pooling and skip connections."""
+    torch.manual_seed(1)
+    models = {
+        "cnn": cnn(batch_norm=True, dropout=0.2),
+        "branchy": Branchy(),
+        "resnet": CIFARResNet(depth=8, classes=5),
+    }
+    model, x = models[kind], torch.rand(4, 3, 16, 16) if kind == "resnet" else IMAGES
+    twin = copy.deepcopy(model)
+    hops = max(PredictiveCoding().graph(model).hops().values())
+    found = gradients(PredictiveCoding(step_size=1.0, iterations=hops, loss=loss), model, x, LABELS[: len(x)])
+    assert apart(found, backprop(twin, x, LABELS[: len(x)], loss)) < 1e-10
+    assert all(torch.equal(a, b) for a, b in zip(model.buffers(), twin.buffers()))
+
+
+def test_predictive_coding_is_backprop_to_first_order_in_the_weight_of_the_loss() -> None:
+    model, x = mlp(4, 6, 6, 5), torch.rand(6, 4)
+    expected = backprop(model, x, LABELS)
+
+    def error(w: float) -> float:
+        rule = PredictiveCoding(fixed_prediction=False, step_size=0.4, iterations=100, loss_weight=w)
+        return apart(gradients(rule, model, x, LABELS), expected)
+
+    assert error(1e-3) < 1e-2
+    assert error(1e-2) == pytest.approx(10 * error(1e-3), rel=0.2)
+
+
+def test_predictive_coding_descends_its_energy_by_hand() -> None:
+    """One hidden value v of a linear chain y = b a x: (1 + b^2) v = a x + b t minimises (v - a x)^2/2 + (b v - t)^2/2."""
+    model = nn.Sequential(nn.Linear(1, 1, bias=False), nn.Linear(1, 1, bias=False)).double()
+    a, b, x, t = 0.7, -1.3, 2.0, 0.4
+    with torch.no_grad():
+        model[0].weight.fill_(a)
+        model[1].weight.fill_(b)
+
+    @dataclasses.dataclass(frozen=True, kw_only=True)
+    class Half(Loss):
+        def __call__(self, scores: Tensor, y: Tensor) -> Tensor:
+            return (scores - y).square().mean() / 2
+
+    rule = PredictiveCoding(fixed_prediction=False, step_size=0.3, iterations=200, loss=Half())
+    first, second = gradients(rule, model, *torch.tensor([[[x]], [[t]]], dtype=torch.float64))
+    v = (a * x + b * t) / (1 + b * b)
+    assert float(first) == pytest.approx(-(v - a * x) * x, abs=1e-9)
+    assert float(second) == pytest.approx((b * v - t) * v, abs=1e-9)
+
+
+def equilibrium(model: nn.Sequential, x: Tensor, gamma: float) -> Tensor:
+    """Gradient of the loss at the fixed point by implicit differentiation, with Newton's method for the fixed point itself.
+
+    s_1 = tanh(W_1 x + b_1 + gamma W_2^T s_2), s_2 = tanh(W_2 s_1 + b_2), scores = W_3 s_2 + b_3.
+    """
+    p = [q.detach().clone().requires_grad_() for q in model.parameters()]
+    n1, n2, count = len(p[1]), len(p[3]), len(x)
+
+    def force(s: Tensor, p: list[Tensor]) -> Tensor:
+        s1, s2 = s.view(count, n1 + n2).split([n1, n2], 1)
+        new = (torch.tanh(x @ p[0].T + p[1] + gamma * s2 @ p[2]), torch.tanh(s1 @ p[2].T + p[3]))
+        return torch.cat(new, 1).flatten() - s
+
+    s = torch.zeros(count * (n1 + n2), dtype=torch.float64)
+    for _ in range(20):
+        jacobian = torch.autograd.functional.jacobian(lambda v: force(v, [q.detach() for q in p]), s)
+        s = s - torch.linalg.solve(jacobian, force(s, p).detach())
+    leaf = s.clone().requires_grad_()
+    loss = CrossEntropy()(leaf.view(count, -1)[:, n1:] @ p[4].T + p[5], LABELS[:count])
+    by_state, *by_readout = torch.autograd.grad(loss, [leaf, p[4], p[5]])
+    jacobian = torch.autograd.functional.jacobian(lambda v: force(v, [q.detach() for q in p]), s)
+    costate = torch.linalg.solve(jacobian.T, -by_state)
+    return [*torch.autograd.grad(force(s.detach(), p), p[:4], costate), *by_readout]  # type: ignore[return-value]
+
+
+@pytest.mark.parametrize("gamma", [1.0, 0.3])
+def test_equilibrium_propagation_is_the_gradient_at_the_fixed_point(gamma: float) -> None:
+    """For beta -> 0, against implicit differentiation: an error of beta^2 by two nudged phases, of beta by one."""
+    model = mlp(4, 5, 3, 5).double()
+    with torch.no_grad():
+        model[2].weight.mul_(0.7)  # type: ignore[operator]
+    x = torch.rand(3, 4, generator=torch.Generator().manual_seed(5)).double()
+    expected = equilibrium(model, x, gamma)
+
+    def error(beta: float, nudging: Any) -> float:
+        rule = EquilibriumPropagation(feedback=gamma, beta=beta, nudging=nudging, iterations=400, tolerance=1e-14)
+        return apart(gradients(rule, model, x, LABELS[:3]), expected)  # type: ignore[arg-type]
+
+    assert error(1e-3, "symmetric") < 1e-5
+    assert error(1e-1, "symmetric") == pytest.approx(100 * error(1e-2, "symmetric"), rel=0.1)
+    assert error(1e-2, "one-sided") == pytest.approx(10 * error(1e-3, "one-sided"), rel=0.1)
+
+
+def test_equilibrium_propagation_is_backprop_for_weak_feedback() -> None:
+    """In a network of convolutions and poolings; the gap to the forward pass vanishes too."""
+    rule = EquilibriumPropagation(feedback=1e-4, beta=1e-2, tolerance=1e-15)
+    assert apart(gradients(rule, cnn(), IMAGES, LABELS), backprop(cnn(), IMAGES, LABELS)) < 1e-3
+    assert float(rule.step(cnn().double(), IMAGES.double(), LABELS)["gap"]) < 1e-3
+
+
+def test_states_that_do_not_settle_are_refused() -> None:
+    model = mlp(4, 30, 30, 5, act=nn.ReLU)
+    with torch.no_grad():
+        model[2].weight.mul_(5)  # type: ignore[operator]
+    with pytest.raises(TrainingCollapsed, match="no equilibrium to compare: lower feedback"):
+        EquilibriumPropagation(feedback=1.0).step(model, torch.rand(3, 4), LABELS[:3])
+    with pytest.raises(TrainingCollapsed, match="do not settle: lower step_size"):
+        PredictiveCoding(fixed_prediction=False, step_size=1.0, iterations=30).step(model, torch.rand(3, 4), LABELS[:3])
+
+
+def test_feedback_alignment_with_transposed_weights_is_backprop() -> None:
+    rule, model = FeedbackAlignment(), cnn(batch_norm=True, dropout=0.2).double()
+    twin = copy.deepcopy(model)
+    rule.prepare(model, IMAGES.double())
+    assert apart(gradients(rule, copy.deepcopy(model), IMAGES, LABELS), backprop(copy.deepcopy(model), IMAGES, LABELS)) > 0.1
+    for name, held in rule.own.items():
+        held.load_state_dict({"0": model.get_parameter(name.replace("/", ".") + ".weight").detach()})
+    assert apart(gradients(rule, model, IMAGES, LABELS), backprop(twin, IMAGES, LABELS)) < 1e-10
+
+
+def test_feedback_alignment_equals_the_formula() -> None:
+    rule, model = FeedbackAlignment(std=0.3), mlp(4, 6, 5).double()
+    rule.prepare(model, torch.rand(3, 4).double())
+    x = torch.rand(3, 4).double()
+    first, *_, second, _ = gradients(rule, model, x, LABELS[:3])
+    h = model[:2](x).detach()
+    error = (model(x).softmax(1) - nn.functional.one_hot(LABELS[:3], 5)).detach() / 3
+    (feedback,) = rule.own["2"].parameters()
+    assert torch.allclose(second, error.T @ h)
+    assert torch.allclose(first, (error @ feedback * (1 - h**2)).T @ x)
+
+
+def test_direct_feedback_by_the_product_of_later_layers_is_backprop() -> None:
+    """Of a linear network; and of one hidden layer with any activation, where it is feedback alignment with W^T."""
+    for model in (mlp(4, 6, 7, 5, act=nn.Identity), mlp(4, 6, 5)):
+        rule, x = DirectFeedbackAlignment(), torch.rand(6, 4)
+        rule.prepare(model.double(), x.double())
+        later = [m.weight.detach() for m in model if isinstance(m, nn.Linear)][1:]
+        for n, name in enumerate(rule.own):
+            product = torch.linalg.multi_dot([*later[:n:-1], later[n]]) if later[n + 1 :] else later[n]
+            rule.own[name].load_state_dict({"0": product})
+        assert apart(gradients(rule, model, x, LABELS), backprop(model, x, LABELS)) < 1e-10
+
+
+def test_target_propagation_by_transposed_weights_is_backprop() -> None:
+    """Of a linear network; by inverse weights it is the Gauss-Newton target W_2^-1 e."""
+    model, x = mlp(4, 6, 6, 5, act=nn.Identity).double(), torch.rand(6, 4)
+    rule = TargetPropagation(inverse="linear")
+    rule.prepare(model, x.double())
+    inverse = rule.own["2"].linear
+    assert isinstance(inverse, nn.Linear)
+    middle, last = model[2].weight.detach(), model[4].weight.detach()
+    with torch.no_grad():
+        inverse.weight.copy_(middle.T)  # type: ignore[operator]
+    assert apart(gradients(rule, model, x, LABELS), backprop(model, x, LABELS)) < 1e-10
+    with torch.no_grad():
+        inverse.weight.copy_(torch.linalg.inv(middle))  # type: ignore[arg-type]
+    first, *_ = gradients(rule, model, x, LABELS)
+    error = (model(x.double()).softmax(1) - nn.functional.one_hot(LABELS, 5)).detach() / 6
+    assert torch.allclose(first, torch.linalg.solve(middle, last.T @ error.T) @ x.double())  # type: ignore[arg-type, operator]
+
+
+def test_an_inverse_learns_to_invert() -> None:
+    """Of y = 2 x its weight becomes nearly 1/2; the noise of its training pulls it by nothing, as the layer is exact."""
+    model = nn.Sequential(nn.Linear(1, 1, bias=False), nn.Linear(1, 1, bias=False), nn.Linear(1, 2))
+    with torch.no_grad():
+        model[0].weight.fill_(1.0)
+        model[1].weight.fill_(2.0)
+    rule, x = TargetPropagation(noise=0.5, inverse="linear"), torch.linspace(-1, 1, 32).reshape(-1, 1)
+    rule.prepare(model, x)
+    optimizer, told = torch.optim.SGD(rule.parameters(), lr=0.3), {}
+    for _ in range(40):
+        optimizer.zero_grad()
+        told = rule.step(model, x, torch.zeros(32).long())
+        optimizer.step()
+    assert float(rule.own["1"].linear.weight.detach()) == pytest.approx(0.5, abs=1e-3)  # type: ignore[arg-type, union-attr]
+    assert float(told["reconstruction"]) < 1e-4
+
+
+def test_forward_forward_equals_the_closed_form() -> None:
+    """dL/dW = sum over images of -s sigmoid(-s (g - theta)) 2/J h x^T / (2B), s = 1 for right labels and -1 for wrong ones."""
+    model, rule, x = mlp(4, 6, 5, 5, act=nn.ReLU, bias=False).double(), ForwardForward(threshold=0.7), torch.rand(6, 4).double()
+    rule.prepare(model, x)
+    found = gradients(rule, model, x, LABELS)
+    torch.manual_seed(3)
+    source = torch.cat(rule.labelled(x, LABELS))
+    sign = torch.tensor([1.0] * 6 + [-1.0] * 6).double()
+    for layer, got in zip((model[0], model[2]), found):
+        h = (source @ layer.weight.detach().T).relu()  # type: ignore[operator]
+        g = h.square().mean(1)
+        slope = -sign * torch.sigmoid(-sign * (g - 0.7)) * 2 / h.shape[1] / 12
+        assert torch.allclose(got, (slope[:, None] * h).T @ source)
+        source = h / h.square().mean(1, keepdim=True).sqrt()
+    assert torch.allclose(found[2], backprop(model, x, LABELS)[2])
+
+
+def test_forward_forward_puts_other_labels_into_wrong_images() -> None:
+    rule, x = ForwardForward(), torch.zeros(400, 4)
+    rule.prepare(mlp(4, 6, 5, act=nn.ReLU, bias=False), torch.rand(6, 4))
+    right, wrong = rule.labelled(x, torch.arange(400) % 5)
+    (patterns,) = rule.own["labels"].parameters()
+    code = torch.cdist(wrong, patterns.sign()).argmin(1), torch.cdist(right, patterns.sign()).argmin(1)
+    assert torch.equal(patterns.sign()[code[1]], right)
+    assert (patterns.sign()[code[0]] == patterns.sign()[code[1]]).all(1).float().mean() < 0.2
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_contract_of_a_rule(name: str) -> None:
+    """Loss and scores of the forward pass; parameters, buffers and random numbers of prepare as agreed; the same under a seed."""
+    rule, model = copy.deepcopy(RULES[name]), cnn().train()
+    before = copy.deepcopy(model.state_dict())
+    rule.prepare(model, IMAGES)
+    found, told = [], {}
+    for _ in range(2):
+        model.zero_grad()
+        torch.manual_seed(4)
+        told = rule.step(model, IMAGES, LABELS)
+        found.append([None if p.grad is None else p.grad.clone() for p in model.parameters()])
+    scores = model(IMAGES)
+    assert torch.allclose(told["scores"], scores, atol=1e-6)
+    assert float(told["loss"]) == pytest.approx(float(CrossEntropy()(scores.detach(), LABELS)), abs=1e-6)
+    assert not any(v.requires_grad for v in told.values())
+    assert all(v.ndim == 0 for key, v in told.items() if key != "scores")
+    assert all(torch.equal(v, before[key]) for key, v in model.state_dict().items())
+    assert all((a is None and b is None) or torch.equal(a, b) for a, b in zip(*found))  # type: ignore[arg-type]
+    trained = [p.grad is not None and bool(p.grad.any()) for p in model.parameters()]
+    assert trained == ([False] * 3 + [True] if name == "readout only" else [True] * 4)
+    assert not any(m._forward_hooks or m._backward_hooks for m in model.modules())
+    assert model.training
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Weighted(Loss):
+    """Its gradient by the scores does not depend on them."""
+
+    def __call__(self, scores: Tensor, y: Tensor) -> Tensor:
+        return (scores * torch.linspace(-1, 1, scores.shape[1]).to(scores)).sum(1).mean()
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_whether_a_first_layer_depends_on_later_weights(name: str) -> None:
+    """Locality as the page has it: for the same error of the output, the last weights reach the first layer by W^T, or not."""
+    rule = copy.deepcopy(dataclasses.replace(RULES[name], loss=Weighted()))
+    model = cnn().double()
+    rule.prepare(model, IMAGES.double())
+    (before, *_), last = gradients(rule, model, IMAGES, LABELS), [*model.parameters()][3]
+    with torch.no_grad():
+        last.add_(0.1 * torch.randn_like(last))
+    after, *_ = gradients(rule, model, IMAGES, LABELS)
+    assert torch.equal(before, after) != name.startswith(("predictive", "equilibrium", "target"))
+
+
+@pytest.mark.parametrize("name", ["target propagation", "forward-forward"])
+def test_an_interrupted_training_ends_with_the_same_weights(name: str, tmp_path: Path) -> None:
+    def make() -> tuple[nn.Module, SegmentRule, torch.optim.Optimizer]:
+        torch.manual_seed(8)
+        model = CNN(input_shape=(1, 8, 8), classes=10, plan=[4, "A"], hidden=[8], dropout=0.0, hidden_dropout=0.0)
+        rule = copy.deepcopy(RULES[name])
+        rule.prepare(model, torch.rand(2, 1, 8, 8))
+        return model, rule, torch.optim.Adam(rule.param_groups(model), lr=1e-2)
+
+    (whole, rule), (resumed, again) = uninterrupted_and_resumed(make, tmp_path / "progress.safetensors")
+    assert torch.equal(weights(whole), weights(resumed))
+    assert all(torch.equal(a, b) for a, b in zip(rule.parameters(), again.parameters()))
+    assert len(rule.state_dict()) > 0
+
+
+def prepared_step(rule: LearningRule, model: nn.Module) -> None:
+    rule.prepare(model, IMAGES)
+    rule.step(model, IMAGES, LABELS)
+
+
+class Noisy(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x + torch.randn_like(x)
+
+
+RERUNS = [n for n in RULES if RULES[n].reruns]
+CHAINS = [n for n in RULES if RULES[n].chain]
+
+
+@pytest.mark.parametrize("name", RERUNS)
+def test_what_changes_each_time_it_runs_is_refused(name: str) -> None:
+    for settings, what in (({"batch_norm": True}, r"features\.1 is BatchNorm2d"), ({"hidden_dropout": 0.1}, r"is Dropout")):
+        with pytest.raises(SegmentError, match=rf"{what}.*several times for a batch: use a network without it"):
+            copy.deepcopy(RULES[name]).prepare(cnn(**settings), IMAGES)
+    noisy = nn.Sequential(nn.Flatten(), nn.Linear(64, 8, bias=False), nn.ReLU(), Noisy(), nn.Linear(8, 5))
+    rule = copy.deepcopy(RULES[name])
+    with pytest.raises(SegmentError, match=r"'1' (computes something else each time|is not homogeneous)"):
+        prepared_step(rule, noisy)
+
+
+@pytest.mark.parametrize("name", CHAINS)
+def test_skip_connections_are_refused_where_a_chain_is_needed(name: str) -> None:
+    with pytest.raises(SegmentError, match=r"needs a chain of segments.*skip connection.*use PredictiveCoding"):
+        copy.deepcopy(RULES[name]).prepare(Branchy(), IMAGES)
+
+
+def test_other_networks_that_a_rule_cannot_train_are_refused() -> None:
+    tied = nn.Sequential(nn.Flatten(), nn.utils.parametrizations.weight_norm(nn.Linear(64, 8)), nn.Linear(8, 5))
+    with pytest.raises(SegmentError, match=r"1.*would send the error back by its own weights.*remove the reparametrisation"):
+        FeedbackAlignment().prepare(tied, IMAGES)
+    turned = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ConvTranspose2d(4, 2, 3), nn.Flatten(), nn.Linear(128, 5))
+    with pytest.raises(SegmentError, match=r"1 \(ConvTranspose2d\) would send"):
+        FeedbackAlignment().prepare(turned, IMAGES)
+    with pytest.raises(SegmentError, match=r"is not homogeneous \(it has a bias"):
+        ForwardForward().prepare(mlp(4, 6, 5, act=nn.ReLU), torch.rand(3, 4))
+    with pytest.raises(SegmentError, match="makes a state of each activation, and found none"):
+        EquilibriumPropagation().prepare(mlp(4, 6, 5, act=nn.Identity), torch.rand(3, 4))
+    wide = nn.Sequential(*(nn.Linear(a, b, device="meta") for a, b in pairwise((1, 9000, 9000, 5))))
+    with pytest.raises(SegmentError, match="would have 81,000,000 weights, more than 67,108,864: use Direct"):
+        TargetPropagation().prepare(wide, torch.rand(2, 1, device="meta"))
+    rule, model = ForwardForward(), mlp(4, 6, 5, act=nn.ReLU, bias=False)
+    rule.prepare(model, torch.rand(6, 4))
+    with pytest.raises(LabelError, match="give class numbers"):
+        rule.step(model, torch.rand(6, 4), torch.full((6, 5), 0.2))
+    direct = DirectFeedbackAlignment()
+    pooled = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Conv2d(2, 5, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    direct.prepare(pooled, IMAGES)
+    with pytest.raises(SegmentError, match="all batches must have the image size that prepare was given"):
+        direct.step(pooled, torch.rand(6, 1, 12, 12), LABELS)
+    with pytest.raises(ValueError, match=r"makes what it holds for 'features\.0' in prepare: call rule\.prepare"):
+        DirectFeedbackAlignment().step(cnn(), IMAGES, LABELS)
+
+
+@pytest.mark.parametrize(
+    ("make", "says"),
+    [
+        (lambda: PredictiveCoding(step_size=0.0), r"step_size is 0\.0"),
+        (lambda: PredictiveCoding(iterations=0), "iterations is 0"),
+        (lambda: PredictiveCoding(loss_weight=0.1), "cancels out with fixed predictions"),
+        (lambda: PredictiveCoding(loss_weight=-1.0, fixed_prediction=False), r"loss_weight is -1\.0"),
+        (lambda: EquilibriumPropagation(feedback=0.0), r"feedback is 0\.0"),
+        (lambda: EquilibriumPropagation(beta=-1.0), r"beta is -1\.0"),
+        (lambda: EquilibriumPropagation(iterations=0), "iterations is 0"),
+        (lambda: EquilibriumPropagation(nudging="both"), "nudging is 'both'"),  # type: ignore[arg-type]
+        (lambda: FeedbackAlignment(std=0.0), r"std is 0\.0"),
+        (lambda: DirectFeedbackAlignment(std=-1.0), r"std is -1\.0"),
+        (lambda: TargetPropagation(noise=0.0), r"noise is 0\.0"),
+        (lambda: TargetPropagation(inverse="gelu"), "inverse is 'gelu'"),  # type: ignore[arg-type]
+        (lambda: ForwardForward(threshold=0.0), r"threshold is 0\.0"),
+    ],
+)
+def test_invalid_settings_of_a_rule_are_refused(make: Any, says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        make()
