@@ -95,12 +95,12 @@ def qr(A: Tensor, mode: Mode = "reduced", *, null_space: NullSpace = "refuse", c
         RankError: with ``check``, one of the first k columns depends on earlier columns.
         ValueError: an A or an option that cannot be used.
     """
-    return qr_of(A, mode, null_space, "qr" if check and _derivative_wanted(A) else "")
+    return qr_of(A, mode, null_space, "qr" if check and derivative_wanted(A) else "")
 
 
 def qr_of(A: Tensor, mode: str, null_space: str, check: str) -> QR:
     """``qr`` with a check always, under the name ``check``, or never."""
-    _check_arguments("qr", A, mode, null_space)
+    check_arguments("qr", A, mode, null_space)
     complete = mode == "complete" and A.shape[-2] > A.shape[-1]
     operator = qr_operator if _in_graph(A) else _QR.apply
     q, r = operator(A, complete, null_space, check)
@@ -122,8 +122,8 @@ def lq(
     """
     if mode not in ("reduced", "complete", "l"):
         raise ValueError(f"lq: mode is {mode!r}; use reduced, complete or l")
-    _check_arguments("lq", A, "r" if mode == "l" else mode, null_space)
-    q, r = qr_of(adjoint(A), "r" if mode == "l" else mode, null_space, "lq" if check and _derivative_wanted(A) else "")
+    check_arguments("lq", A, "r" if mode == "l" else mode, null_space)
+    q, r = qr_of(adjoint(A), "r" if mode == "l" else mode, null_space, "lq" if check and derivative_wanted(A) else "")
     return LQ(adjoint(r), q if mode == "l" else adjoint(q))
 
 
@@ -145,10 +145,10 @@ def pivoted_qr(A: Tensor, mode: Mode = "reduced", *, null_space: NullSpace = "re
         RankError: with ``check``, A has a rank below min(m, n).
         ValueError: an A or an option that cannot be used.
     """
-    _check_arguments("pivoted_qr", A, mode, null_space)
+    check_arguments("pivoted_qr", A, mode, null_space)
     complete = mode == "complete" and A.shape[-2] > A.shape[-1]
     operator = pivoted_qr_operator if _in_graph(A) else _PivotedQR.apply
-    q, r, p = operator(A, complete, null_space, "pivoted_qr" if check and _derivative_wanted(A) else "")
+    q, r, p = operator(A, complete, null_space, "pivoted_qr" if check and derivative_wanted(A) else "")
     return PivotedQR(A.new_empty(0) if mode == "r" else q, r, p)
 
 
@@ -157,7 +157,7 @@ def _in_graph(a: Tensor) -> bool:
     return torch.compiler.is_compiling() and unpack_dual(a).tangent is None
 
 
-def _derivative_wanted(a: Tensor) -> bool:
+def derivative_wanted(a: Tensor) -> bool:
     """Whether someone may differentiate by A; inside a transform of ``torch.func``, which does not tell, always.
 
     ``torch.no_grad`` ends reverse mode alone: a tangent is computed within it too.
@@ -174,7 +174,7 @@ def adjoint(a: Tensor) -> Tensor:
     return torch.conj_physical(a).mT if a.is_complex() else a.mT
 
 
-def _check_arguments(name: str, a: Tensor, mode: str, null_space: str) -> None:
+def check_arguments(name: str, a: Tensor, mode: str, null_space: str) -> None:
     if a.dtype not in (torch.float32, torch.float64, torch.complex64, torch.complex128):
         raise ValueError(f"{name}: A is {a.dtype}; LAPACK supports float32, float64, complex64 and complex128; convert it")
     if a.ndim < 2:

@@ -134,7 +134,7 @@ def test_a_relaxation_ends_at_backprops_gradient() -> None:
     (shown,) = variants(subject, trace_step(subject), {"AR": ActivationRelaxation(iterations=400, sweep="jacobi")})
     assert all(layer["angle"] < 1e-3 and abs(layer["ratio"] - 1) < 1e-6 for layer in shown["layers"])
     angles = [frame["layers"][0]["angle"] for frame in shown["frames"]]
-    assert angles[0] > 10  # no information has reached the first layer after one sweep
+    assert angles[0] is None  # no gradient has reached the first layer after one sweep
     assert angles[-1] == shown["layers"][0]["angle"]
     assert [frame["at"] for frame in shown["frames"]][-1] == 400
 

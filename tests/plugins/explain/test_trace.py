@@ -270,7 +270,10 @@ def test_further_networks_are_replayed(make: Callable[[], TrainingStep]) -> None
 
 
 def test_operations_of_todays_models_and_neurons_have_cards() -> None:
-    cards = data_of(EXTRA["modern"]())["cards"]
+    modern = data_of(EXTRA["modern"]())
+    cards, checks = modern["cards"], modern["checks"]
+    assert checks["edges_that_match"] == checks["edges_with_numbers"]
+    assert checks["values_whose_edges_add_up"] == checks["values"]  # also of the LSTM's cell, of which its output is made
     wanted = {"silu", "group_norm", "interpolate", "einsum", "where", "embedding", "attention_dropout", "lstm_cell", "gru_cell"}
     assert wanted <= cards.keys()
     page = data_of(EXTRA["graded"]())
