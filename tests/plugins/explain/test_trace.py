@@ -61,11 +61,17 @@ def test_unrolled_steps_equal_the_reference_kernel(surrogate: Surrogate, setting
 
 @pytest.mark.parametrize("make", ALL.values(), ids=list(ALL))
 def test_every_edge_has_numbers_and_they_add_up(make: Callable[[], TrainingStep]) -> None:
-    checks = data_of(make())["checks"]
+    subject = make()
+    page = data_of(subject)
+    checks = page["checks"]
     assert checks["edges"] == checks["edges_with_numbers"] == checks["edges_that_match"] > 0
     assert checks["values"] == checks["values_whose_edges_add_up"]
     assert checks["differences"]["differs"] == 0
     assert checks["differences"]["agrees"] > 0
+    assert page["story"]["matches"]
+    if not subject.spiking:  # a surrogate's gradient is not the slope of the loss
+        assert page["story"]["measured"] == pytest.approx(page["story"]["gradient"], rel=1e-5)
+    assert page["program"].keys() >= {"forward", "backward", "gradients"}  # made, and equal to torch
 
 
 def test_terms_are_upstream_times_local() -> None:
