@@ -140,7 +140,7 @@ def _add(batch: ForwardPass, signals: dict[str, Tensor]) -> None:
         batch.run.add_parameter_gradients(name, signal)
 
 
-def _products(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+def _products(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """Weights of linear layers and convolutions, by module name."""
     return ((name, m.weight) for name, m in model.named_modules() if isinstance(m, PRODUCTS))
 
