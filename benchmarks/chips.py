@@ -1,30 +1,39 @@
 """Networks on chips: whether each fits each target, cores, accuracy in the target's integers, and energy by model.
 
-python benchmarks/chips.py --networks zoo:digits-cnn-stdb zoo:digits-snn-direct --images 360 --out results/benchmarks/chips.json
+python benchmarks/chips.py --networks zoo:digits-cnn-stdb zoo:digits-snn-direct --vendor 10 --out results/benchmarks/chips.json
 
-A network that does not fit is shown with the number of findings that stop it, and not simulated. One that fits a chip with a
-vendor's simulator is compared with that, spike for spike (``--vendor``). Energies are those of arithmetic and memory together
-(spikeprop_hardware/targets/energy.py), least to most, of the spiking network and of the ANN of the same layers, over
-``--counted`` samples.
+A network that does not fit is shown with the number of findings that stop it, and not simulated. One that fits is simulated in
+the target's integers on the complete test set, and on ``--vendor`` samples by the vendor's simulator too, spike for spike (of
+Loihi 2 by Lava). Energies are those of arithmetic and memory together (spikeprop_hardware/targets/energy.py), least to most, of
+the spiking network and of the ANN of the same layers, over ``--counted`` samples. Rows that ``--out`` has already are kept, so a
+run that was ended goes on, and another one may add networks.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from common import parse, save
-from spikeprop_hardware import HardwareError
-from spikeprop_hardware.targets import TARGETS
+from spikeprop_hardware import HardwareError, IntegerNetwork, Recording, Simulator, quantize, read_nir, simulate
+from spikeprop_hardware.targets import TARGETS, target
 
-from spikeprop.deploy import VENDORS, RunOn, chip_budget, compare, encoded, simulate_on_chip
+from spikeprop import snn_accuracy
+from spikeprop.deploy import VENDORS, chip_budget, encoded, simulate_on_chip
+from spikeprop.deploy.comparison import input_limit_of, steps_of
 from spikeprop.experiment.simulation_input import open_simulation_input
 from spikeprop.runtime.seeding import seed_torch
 
+BATCH = 500
+ASKED = ("images", "vendor", "counted", "timesteps")  # options on which a row depends
 
-def measured(network: str, target: str, options: argparse.Namespace) -> dict[str, Any]:
+
+def measured(network: str, chip: str, options: argparse.Namespace) -> dict[str, Any]:
     """One row."""
     with open_simulation_input(Path(network)) as opened:
         given = opened.with_options(timesteps=options.timesteps, root=options.root)
@@ -32,40 +41,71 @@ def measured(network: str, target: str, options: argparse.Namespace) -> dict[str
         steps = given.simulated_steps(images)
         seed_torch(given.seed, 3)
         inputs = encoded(given.network, images[: options.counted], steps)
-        chip = chip_budget(given.file, inputs, network=given.network, target=target)
-        stops = [finding for finding in chip["findings"] if finding["stops"]]
-        row: dict[str, Any] = {"network": network, "target": target, "fits": not stops, "stops": stops, "T": inputs.shape[1]}
-        row |= {"cores": chip["cores"], "chips": chip["chips"], "energy": chip.get("energy")}
+        found = chip_budget(given.network, inputs, chip)
+        stops = [finding for finding in found["findings"] if finding["stops"]]
+        row: dict[str, Any] = {"network": network, "target": chip, "fits": not stops, "stops": stops, "T": inputs.shape[1]}
+        row |= {"cores": found["cores"], "chips": found["chips"], "energy": found.get("energy")}
         if not stops:
-            row["simulation"] = simulated(given, images, labels, steps, target, options)
+            run = simulated if chip in VENDORS else in_integers
+            try:
+                row["simulation"] = run(given, images, labels, steps, chip, options)
+            except HardwareError as error:
+                row["simulation"] = {"refused": str(error)}
     return row
 
 
-def simulated(
-    given: Any, images: Any, labels: Any, steps: int | None, target: str, options: argparse.Namespace
+def simulated(given: Any, images: Any, labels: Any, steps: int | None, chip: str, options: argparse.Namespace) -> dict[str, Any]:
+    """In our model of a chip that is not Loihi 2, and in its vendor's simulator."""
+    common = given.network, given.file
+    rest = steps, lambda _: None, chip
+    found = simulate_on_chip(*common, images, labels, *rest)
+    if options.vendor:
+        few = simulate_on_chip(*common, images[: options.vendor], labels[: options.vendor], *rest, vendor=True)
+        found |= {"vendor": {key: few[key] for key in ("samples", "mismatches", "spikes_equal", "layers")}}
+    return {"chip": found["accuracy"][chip], **found}
+
+
+def in_integers(
+    given: Any, images: Any, labels: Any, steps: int | None, chip: str, options: argparse.Namespace
 ) -> dict[str, Any]:
-    """Accuracy in the target's arithmetic, "chip", and in PyTorch; or why there is none."""
-    common = given.network, given.file, images, labels, steps, lambda _: None
-    try:
-        if target in VENDORS:
-            found = simulate_on_chip(*common, target, vendor=options.vendor)
-            return {"chip": found["accuracy"][target], **found}
-        found = compare(*common, RunOn(backend="reference", precision="fixed", target=target))
-        return {"chip": found["accuracy"]["reference"], **found}
-    except HardwareError as error:
-        return {"refused": str(error)}
+    """In the integers of integer.py, in the widths of the target; and of Loihi 2 in Lava."""
+    network = given.network
+    length = steps_of(network, images, steps)
+    limit = input_limit_of(network, images)
+    made = quantize(read_nir(given.file), input_limit=limit, timesteps=length, target=target(chip)).network
+    ready, right = Simulator(made), 0
+    for start in range(0, len(images), BATCH):
+        inputs = encoded(network, images[start : start + BATCH], steps)
+        outputs = simulate(ready, inputs, backend="reference", precision="fixed", record=Recording(spikes=False)).output
+        right += int((outputs[:, -1].argmax(1) == labels[start : start + BATCH].numpy()).sum())
+    real = snn_accuracy(network, [(images[i : i + BATCH], labels[i : i + BATCH]) for i in range(0, len(images), BATCH)],
+                        None if steps is None else [steps])  # fmt: skip
+    found: dict[str, Any] = {"samples": len(images), "timesteps": length, "chip": 100 * right / len(images)}
+    found["accuracy"] = {chip: found["chip"], "pytorch": next(iter(real.values()))}
+    if options.vendor and target(chip).simulator:
+        found["vendor"] = on_lava(made, encoded(network, images[: options.vendor], steps))
+    return found
+
+
+def on_lava(made: IntegerNetwork, inputs: np.ndarray) -> dict[str, Any]:
+    """Every spike of Lava's and of ours, in the same integers."""
+    ours, theirs = (simulate(made, inputs, backend=where, precision="fixed") for where in ("reference", "lava"))
+    wrong = {name: int((train != theirs.spikes[name]).sum()) for name, train in ours.spikes.items()}
+    sent = {name: int(np.count_nonzero(train)) for name, train in ours.spikes.items()}
+    equal = not any(wrong.values()) and bool((ours.output == theirs.output).all())
+    return {"samples": len(inputs), "mismatches": wrong, "spikes_equal": equal, "layers": sent}
 
 
 def shown(row: dict[str, Any]) -> str:
     """A line of the table."""
     fits = "fits" if row["fits"] else f"{len(row['stops'])} findings"
     found = row.get("simulation", {"refused": "-"})
-    integers = found.get("refused") or f"{found['chip']:.2f} ({found['accuracy']['pytorch']:.2f})"
-    if row["target"] in VENDORS and "spikes_equal" in found:
-        integers += ", all spikes equal" if found["spikes_equal"] else ", spikes NOT equal"
+    integers = found.get("refused") or f"{found['chip']:.2f} ({found['accuracy']['pytorch']:.2f}) of {found['samples']:,}"
+    vendor = found.get("vendor")
+    equal = "-" if vendor is None else f"{'equal' if vendor['spikes_equal'] else 'NOT equal'}, {vendor['samples']} samples"
     energies = next((e for e in (row["energy"] or {"rows": []})["rows"] if e["model"] == "arithmetic and memory"), None)
     text = " | ".join(_microjoules(energies[kind]) for kind in ("snn", "ann")) if energies else "- | -"
-    return f"| {row['network']} | {row['target']} | {row['T']} | {fits} | {row['cores']:,} | {integers} | {text} |"
+    return f"| {row['network']} | {row['target']} | {row['T']} | {fits} | {row['cores']:,} | {integers} | {equal} | {text} |"
 
 
 def _microjoules(joules: Sequence[float]) -> str:
@@ -76,21 +116,26 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--networks", nargs="+", required=True, help="checkpoints, run folders or zoo:NAME")
     parser.add_argument("--targets", nargs="+", default=list(TARGETS), help="default all")
-    parser.add_argument("--images", type=int, default=360, help="for the accuracy; default 360")
+    parser.add_argument("--images", type=int, default=10000, help="for the accuracy, at most those of the test set")
     parser.add_argument("--counted", type=int, default=20, help="for the energies; default 20")
     parser.add_argument("--timesteps", type=int, help="default the network's")
-    parser.add_argument("--vendor", action="store_true", help="run vendors' simulators too")
+    parser.add_argument("--vendor", type=int, default=0, help="samples that vendors' simulators run, too; default 0")
     parser.add_argument("--root", help="folder of the data")
-    parser.add_argument("--out", type=Path, help="write the results here as JSON")
+    parser.add_argument("--out", type=Path, help="write the results here as JSON, and go on from what is there")
     options = parse(parser, argv)
-    print("| network | target | T | fits | cores | accuracy in integers (in float) | SNN, uJ | ANN, uJ |")
-    print("| --- " * 8 + "|")
-    rows = []
+    print("| network | target | T | fits | cores | accuracy in integers (in float) | vendor's spikes | SNN, uJ | ANN, uJ |")
+    print("| --- " * 9 + "|")
+    rows = json.loads(options.out.read_text())["rows"] if options.out and options.out.exists() else []
+    asked = {name: getattr(options, name) for name in ASKED}
     for network in options.networks:
-        for target in options.targets:
-            rows.append(measured(network, target, options))
-            print(shown(rows[-1]), flush=True)
-    save(__file__, options, rows=rows)
+        for chip in options.targets:
+            row = next((r for r in rows if (r["network"], r["target"], r.get("asked")) == (network, chip, asked)), None)
+            if row is None:
+                start = time.perf_counter()
+                row = {**measured(network, chip, options), "asked": asked, "seconds": time.perf_counter() - start}
+                rows = [r for r in rows if (r["network"], r["target"]) != (network, chip)] + [row]
+                save(__file__, options, rows=rows)
+            print(shown(row), flush=True)
 
 
 if __name__ == "__main__":

@@ -136,8 +136,8 @@ def _simulated(world: int, options: argparse.Namespace) -> dict[str, Any]:
     for name in (*REACHES, *PEERS):
         rule = _rule(name, world, options, model, x)
         times = measure_times(rule, model, x[:size], y[:size])
-        n = REACHES.get(name) or world
-        result = simulate(times, min(n, world), options.microbatches, options.steps, all_forward_first=name == "GPipe")
+        places = rule.places(rule.graph(model))
+        result = simulate(times, places, options.microbatches, options.steps, all_forward_first=name == "GPipe")
         found[name] = {"images_per_second": options.batch * options.steps / result.seconds, "idle": result.idle}
     return found
 

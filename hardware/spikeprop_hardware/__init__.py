@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from spikeprop_hardware.errors import HardwareError, LavaMissing, NirError, SimulatorMissing, SpikepropError
 
 if TYPE_CHECKING:
-    from spikeprop_hardware.chip import ENERGY_MODEL, Activity, Budget, LayerBudget, activity, budget, energy_joules
+    from spikeprop_hardware.chip import Activity, Budget, LayerBudget, activity, budget
     from spikeprop_hardware.environment import lava_is_ready, why_no_lava
     from spikeprop_hardware.events import binned
     from spikeprop_hardware.graph import ALIF, GradedIF, SpikingMaxPool2d, StepLIF
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ALIF",
-    "ENERGY_MODEL",
     "Activity",
     "Budget",
     "ChipNetwork",
@@ -55,7 +54,6 @@ __all__ = [
     "activity",
     "binned",
     "budget",
-    "energy_joules",
     "energy_table",
     "fits",
     "lava_is_ready",

@@ -1,4 +1,4 @@
-"""What a network needs on a chip: neurons, synapses, fan-in and fan-out, axons, cores, chips; SynOps and an energy estimate.
+"""What a network needs on a chip: neurons, synapses, fan-in and fan-out, axons, cores, chips; SynOps.
 
 ``targets/`` says what each chip holds, and where that is published. A synapse and a neuron's state lie in the core of the neuron
 that reads; a core's neurons are neighbours in C-order. A graded neuron keeps the sum that it has sent, and one whose current
@@ -6,19 +6,13 @@ outlives its step or whose threshold adapts keeps that. A window of max pooling 
 of which it can distinguish few (fewer of graded neurons: processes/max_pool.py). On a chip whose cores are layers (Speck) a layer
 takes one, and targets/fitting.py says whether it holds it.
 
-Energy: Intel has published no energy of a single operation for Loihi 2. The estimate takes those of the *first* Loihi
-(targets/loihi.py), 23.6 pJ a synaptic operation and 81 pJ an update of an active neuron, every neuron active at every step;
-traffic between cores, input, host and idle power are left out.
-
-    energy = 23.6 pJ * (sum over spikes of their fan-out * payload bits) + 81 pJ * neurons * steps
-
 A spike that carries a number needs Loihi 2, whose synapses multiply by it; what that product costs is not published. Each payload
-bit counts as one synaptic operation (an addition of the shifted weight), the sign as none.
+bit counts as one synaptic operation (an addition of the shifted weight), the sign as none. targets/energy.py has energies.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,16 +22,15 @@ from spikeprop_hardware.errors import HardwareError
 from spikeprop_hardware.integer import IntegerConnection, IntegerNetwork, IntegerPopulation
 from spikeprop_hardware.network import ChipNetwork, Connection, Population
 from spikeprop_hardware.reference import Simulator
-from spikeprop_hardware.targets.loihi import SYNOP, UPDATE, Loihi2
+from spikeprop_hardware.targets.loihi import Loihi2
 from spikeprop_hardware.targets.pattern import Joins, Pattern, Stored
 from spikeprop_hardware.targets.target import Target
 
-ENERGY_MODEL = "chip estimate, first Loihi"  # its name in every table
-SYNOP_JOULES, UPDATE_JOULES = SYNOP.least, UPDATE.most
 LOIHI2 = Loihi2()
 BATCH = 50  # samples whose spikes are held at once
 AnyPopulation = Population | IntegerPopulation
 AnyConnection = Connection | IntegerConnection
+Edge = tuple[int, int]  # first neuron of a core, and the one behind its last
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +45,7 @@ class LayerBudget:
         bytes: memory, as assumed.
         cores: that hold the layer, which shares them with no other (on a chip of one core: that core).
         spike_bits: that say what a neuron sends in a step: 1, or those of a payload and its sign; 0 of the output.
-        bound: what fills the cores: "memory", "neurons", or "" where one core is enough.
+        bound: what fills the cores: "memory", "neurons", "axons" for output, or "" where one core is enough.
     """
 
     name: str
@@ -107,11 +100,15 @@ def budget(network: ChipNetwork | IntegerNetwork, chip: Target = LOIHI2) -> Budg
     """
     on_chip = [p for p in network.populations if chip.real_output or p.theta is not None]
     reached = _fan_out(network, on_chip)
+    memory = {p.name: _memory(p, chip) for p in on_chip}
+    edges = _placed(on_chip, memory, chip)
     layers, problems = [], []
-    for population in on_chip:
-        layer, wrong = _layer(population, int(reached[population.name].max(initial=0)), chip)
+    for p in on_chip:
+        layer = _layer(p, int(reached[p.name].max(initial=0)), memory[p.name], edges[p.name], chip)
         layers.append(layer)
-        problems += wrong
+        sends = np.zeros(1, np.int64) if chip.axons_out is None else _axons_out(p, on_chip, edges)
+        axons = max(int(sends[a:b].sum()) for a, b in edges[p.name])
+        problems += _problems(p, layer, int(memory[p.name].max(initial=0)), axons, chip)
     cores = 1 if chip.cores == chip.chips == 1 else sum(layer.cores for layer in layers)
     synapses = sum(layer.synapses for layer in layers)
     chips = max(-(-cores // chip.cores) if chip.cores else 1, -(-synapses // chip.synapses) if chip.synapses else 1)
@@ -175,26 +172,32 @@ def activity(network: ChipNetwork | IntegerNetwork, inputs: np.ndarray) -> list[
     """
     if inputs.shape[2:] != network.input_shape or 0 in inputs.shape:
         raise HardwareError(f"inputs have shape {inputs.shape}; the network reads (samples, steps, {network.input_shape})")
-    simulator, reached = Simulator(network), _fan_out(network)
-    bits = {network.input: 1, **{p.name: p.payload_bits for p in network.populations}}
-    spikes = {name: np.zeros(len(fan_out)) for name, fan_out in reached.items()}
+    simulator = Simulator(network)
+    sizes = {p.name: len(p.bias) for p in network.populations if p is not network.readout}
+    spikes = {name: np.zeros(size, np.int64) for name, size in {network.input: inputs[0, 0].size, **sizes}.items()}
     for start in range(0, len(inputs), BATCH):
         part = inputs[start : start + BATCH]
         for name, train in simulator.run(part).spikes.items():
             spikes[name] += np.count_nonzero(train, axis=(0, 1))
         spikes[network.input] += np.count_nonzero(part, axis=(0, 1)).ravel()
-    del spikes[network.readout.name]
-    found = {name: (float(n.sum()) / len(inputs), float(n @ reached[name]) / len(inputs)) for name, n in spikes.items()}
+    return activity_of(network, spikes, len(inputs))
+
+
+def activity_of(network: ChipNetwork | IntegerNetwork, spikes: Mapping[str, np.ndarray], samples: int) -> list[Activity]:
+    """Spikes and SynOps a sample.
+
+    Args:
+        network: as of ``budget``.
+        spikes: by layer, and of the input, how often each neuron sends in all samples.
+        samples: how many they are.
+    """
+    reached = _fan_out(network)
+    bits = {network.input: 1, **{p.name: p.payload_bits for p in network.populations}}
+    found = {name: (float(n.sum()) / samples, float(n @ reached[name]) / samples) for name, n in spikes.items()}
     return [
         Activity(name=name, spikes=sent, payload_bits=bits[name], events=events, synops=events * bits[name])
         for name, (sent, events) in found.items()
     ]
-
-
-def energy_joules(network: ChipNetwork | IntegerNetwork, active: list[Activity], steps: int) -> float:
-    """The estimate of this module for one sample of ``steps`` steps."""
-    neurons = sum(len(p.bias) for p in network.populations)
-    return SYNOP_JOULES * sum(layer.synops for layer in active) + UPDATE_JOULES * neurons * steps * network.stride
 
 
 def _fan_out(network: ChipNetwork | IntegerNetwork, readers: Sequence[AnyPopulation] | None = None) -> dict[str, np.ndarray]:
@@ -213,18 +216,36 @@ def _joins(connection: AnyConnection) -> Joins:
     return matrix if isinstance(matrix, Pattern) else Stored(matrix)
 
 
-def _layer(population: AnyPopulation, fan_out: int, chip: Target) -> tuple[LayerBudget, list[str]]:
+def _placed(populations: Sequence[AnyPopulation], memory: Mapping[str, np.ndarray], chip: Target) -> dict[str, list[Edge]]:
+    """The neurons of each core, by population. Readers come before what they read, whose axons are known then; feedback is read
+    before that, and ``_problems`` says where it is too much."""
+    edges = {p.name: list(_cores(memory[p.name], chip)) for p in populations}
+    if chip.axons_out is not None:
+        for p in reversed(populations):
+            edges[p.name] = list(_cores(memory[p.name], chip, _axons_out(p, populations, edges)))
+    return edges
+
+
+def _axons_out(sender: AnyPopulation, readers: Sequence[AnyPopulation], edges: Mapping[str, list[Edge]]) -> np.ndarray:
+    """Cores that each neuron sends to: an axon each."""
+    found = np.zeros(len(sender.bias), np.int64)
+    for reader in readers:
+        joined = [_joins(c) for c in reader.connections if c.source == sender.name]
+        for edge in edges[reader.name] if joined else ():
+            found += np.logical_or.reduce([joins.reaching(*edge) for joins in joined])
+    return found
+
+
+def _layer(population: AnyPopulation, fan_out: int, memory: np.ndarray, edges: list[Edge], chip: Target) -> LayerBudget:
     joined = [_joins(c) for c in population.connections]
-    counts = [joins.per_target() for joins in joined]
-    fan_in = np.sum(counts, axis=0)
-    each = [(chip.bytes_per_weight or 0) + (0 if joins.dense() else chip.bytes_per_target or 0) for joins in joined]
-    memory = _memory(population, fan_in, chip) + sum(size * count for size, count in zip(each, counts))
-    edges = list(_cores(memory, chip))
+    fan_in = np.sum([joins.per_target() for joins in joined], axis=0)
     ends = [sum(joins.sources(*edge) for joins in joined) for edge in edges]
-    size, full = len(memory), len(edges) > 1
-    layer = LayerBudget(
+    bound = "neurons" if max(b - a for a, b in edges) == chip.neurons_per_core else "memory"
+    if chip.axons_out is not None and len(edges) > len(list(_cores(memory, chip))):
+        bound = "axons"
+    return LayerBudget(
         name=population.name,
-        neurons=size,
+        neurons=len(memory),
         synapses=int(fan_in.sum()),
         fan_in=int(fan_in.max(initial=0)),
         fan_out=fan_out,
@@ -233,23 +254,25 @@ def _layer(population: AnyPopulation, fan_out: int, chip: Target) -> tuple[Layer
         bytes=int(memory.sum()),
         cores=len(edges),
         spike_bits=0 if population.theta is None else population.spike_bits,
-        bound=("neurons" if max(b - a for a, b in edges) == chip.neurons_per_core else "memory") if full else "",
+        bound=bound if len(edges) > 1 else "",
     )
-    return layer, _problems(population, layer, int(memory.max(initial=0)), chip)
 
 
-def _memory(population: AnyPopulation, fan_in: np.ndarray, chip: Target) -> np.ndarray:
-    """Bytes of each neuron beside its synapses, as far as they are known."""
-    memory = np.full(len(fan_in), chip.bytes_per_neuron or 0, np.int64)
-    if population.pools:
-        memory += (chip.bytes_per_count or 0) * fan_in
-    elif population.signed:
-        memory += chip.bytes_per_sent or 0
+def _memory(population: AnyPopulation, chip: Target) -> np.ndarray:
+    """Bytes of each neuron and its synapses, as far as they are known."""
+    memory = np.full(len(population.bias), chip.bytes_per_neuron or 0, np.int64)
+    for joins in map(_joins, population.connections):
+        counts = (chip.bytes_per_count or 0) if population.pools else 0
+        each = (chip.bytes_per_weight or 0) + (0 if joins.dense() else chip.bytes_per_target or 0) + counts
+        memory = memory + each * joins.per_target()
+    if population.signed and not population.pools:
+        memory = memory + (chip.bytes_per_sent or 0)
     return memory + (chip.bytes_per_state or 0) * len(_more_state(population))
 
 
-def _problems(population: AnyPopulation, layer: LayerBudget, largest: int, chip: Target) -> list[str]:
-    """Why a layer cannot be placed, and what to do; ``largest``: bytes of the neuron that takes the most."""
+def _problems(population: AnyPopulation, layer: LayerBudget, largest: int, axons: int, chip: Target) -> list[str]:
+    """Why a layer cannot be placed, and what to do; ``largest``: bytes of the neuron that takes the most; ``axons``: for output,
+    of the core that has the most."""
     name = layer.name
     problems = [
         f"layer {name!r} delays spikes of {c.source!r} by {c.delay} steps, and a synapse delays them by at most "
@@ -274,16 +297,21 @@ def _problems(population: AnyPopulation, layer: LayerBudget, largest: int, chip:
             f"layer {name!r} has a core that {layer.axons_per_core:,} neurons send to, and a core has {chip.axons_in:,} axons "
             "for input; reduce what it reads: pool before it, or give the layer before it fewer channels"
         )
+    if chip.axons_out is not None and axons > chip.axons_out:
+        problems.append(
+            f"layer {name!r} has a core with {axons:,} axons for output, one for each core that a neuron sends to, and a core "
+            f"has {chip.axons_out:,}; give the layers that it feeds fewer neurons"
+        )
     return problems
 
 
-def _cores(memory: np.ndarray, chip: Target) -> Iterator[tuple[int, int]]:
+def _cores(memory: np.ndarray, chip: Target, axons: np.ndarray | None = None) -> Iterator[Edge]:
     """First and last + 1 neuron of each core, filled one after another; a neuron that no core can hold gets a core of its own."""
-    filled, start = np.cumsum(memory), 0
-    held, count = chip.bytes_per_core or np.inf, chip.neurons_per_core or len(memory)
+    start, count = 0, chip.neurons_per_core or len(memory)
+    limited = [(np.cumsum(memory), chip.bytes_per_core)] + ([(np.cumsum(axons), chip.axons_out)] if axons is not None else [])
+    limited = [(filled, most) for filled, most in limited if most is not None]
     while start < len(memory):
-        before = filled[start - 1] if start else 0
-        end = int(np.searchsorted(filled, before + held, side="right"))
-        end = min(max(end, start + 1), start + count)
+        ends = [int(np.searchsorted(f, (f[start - 1] if start else 0) + most, side="right")) for f, most in limited]
+        end = min([max(end, start + 1) for end in ends] + [start + count, len(memory)])
         yield start, end
         start = end

@@ -33,8 +33,10 @@ FORMATS: tuple[Bits, ...] = (8, 6, 4, 2, "ternary")  # that are compared
 Range = tuple[int, int]
 
 
-def mantissas(bits: Bits) -> Range:
+def mantissas(bits: Bits, symmetric: bool = False) -> Range:
     """The least and the largest mantissa of a weight format: -2^(bits-1) to 2^(bits-1) - 1; ternary: -1, 0 and 1.
+
+    With ``symmetric`` the least is -(2^(bits-1) - 1), where a weight is kept as a sign and a size.
 
     Raises:
         HardwareError: a format that is none.
@@ -43,7 +45,8 @@ def mantissas(bits: Bits) -> Range:
         return -1, 1
     if not isinstance(bits, int) or not 2 <= bits <= 8:
         raise HardwareError(f"weights of {bits!r} bits; a format has 2 to 8 bits, or is 'ternary'")
-    return -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
+    most = 2 ** (bits - 1) - 1
+    return (-most if symmetric else -most - 1), most
 
 
 class WeightErrors:
@@ -51,17 +54,14 @@ class WeightErrors:
 
     def __init__(self, weights: Connection | np.ndarray, held: Range = MANTISSA):
         self._held = held
-        if isinstance(weights, np.ndarray):
-            values, counts = np.unique(np.abs(weights), return_counts=True)
-        else:
-            values, counts = _counted(weights.matrix)
+        values, counts = _counted(weights if isinstance(weights, np.ndarray) else weights.matrix)
         thinned = slice(None, None, -(-len(values) // SAMPLE) or 1)
-        self._values, self._counts = values[::-1][thinned], counts[::-1][thinned]
+        self._values, self._counts = values[thinned], counts[thinned]
         self._energy = float((self._counts * self._values**2).sum())
         self._known: dict[int, float] = {}
-        top = float(values[-1]) if len(values) else 0.0
-        self._first = int(np.floor(OCTAVE * np.log2(held[1] / top))) if top else 0
-        self._window = range(self._first - OCTAVE + 1, self._first + 2 * OCTAVE)
+        full = float(max(values.max(initial=0.0) / held[1], values.min(initial=0.0) / held[0]))  # of the range, by the grid 1
+        first = int(np.floor(-OCTAVE * np.log2(full))) if full else 0  # the finest grid without clipping
+        self._window = range(first - OCTAVE + 1, first + 2 * OCTAVE)
 
     def usual(self, n: int) -> bool:
         """Whether n is in the window; where all weights are 0 every n is."""
@@ -100,16 +100,17 @@ class WeightErrors:
     def _least_clipped(self) -> float:
         """What clipping alone costs on the coarsest grid beyond the window; every finer one clips more."""
         grid = 2.0 ** (self._window.stop / OCTAVE)
-        lost = np.maximum(self._values - self._held[1] / grid, 0.0)
+        low, high = self._held
+        lost = np.maximum(np.maximum(self._values - high / grid, low / grid - self._values), 0.0)
         return (float((self._counts * lost**2).sum()) / self._energy) ** 0.5 if self._energy else 0.0
 
 
-def _counted(matrix: sparse.csr_matrix) -> tuple[np.ndarray, np.ndarray]:
-    """The sizes of a matrix's entries, ascending, and how often each is there. A convolution's rows repeat, and equal ones are
-    sorted once."""
-    data = np.abs(matrix.data)
-    if len(data) < MANY:
+def _counted(weights: np.ndarray | sparse.csr_matrix) -> tuple[np.ndarray, np.ndarray]:
+    """Different weights, ascending, and how often each is there. A convolution's rows repeat, and equal ones are sorted once."""
+    data = weights if isinstance(weights, np.ndarray) else weights.data
+    if isinstance(weights, np.ndarray) or len(data) < MANY:
         return np.unique(data, return_counts=True)
+    matrix = weights
     times: dict[bytes, list[int]] = {}
     for a, b in pairwise(matrix.indptr):
         times.setdefault(data[a:b].tobytes(), [0])[0] += 1

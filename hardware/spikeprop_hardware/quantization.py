@@ -92,12 +92,14 @@ class Widths:
     Attributes:
         bits: of weights, 2 to 8 or "ternary"; or by layer, where those that are not named have 8.
         per_channel: each channel, or neuron of a dense layer, has an exponent of its own.
+        symmetric: weights are signs and sizes.
         state_bits: of potentials and currents.
         exponents: that connections may have.
     """
 
     bits: Bits | Mapping[str, Bits] = 8
     per_channel: bool = False
+    symmetric: bool = False
     state_bits: int = STATE_BITS
     exponents: Sequence[int] = field(default=EXPONENTS)
 
@@ -117,9 +119,9 @@ class Widths:
         """Beyond all currents and thresholds, before they are shifted up."""
         return 2 ** (self.state_bits - 1 - self.align)
 
-    def bits_of(self, layer: str) -> Bits:
-        """The weight format of a layer."""
-        return self.bits.get(layer, 8) if isinstance(self.bits, Mapping) else self.bits
+    def held(self, layer: str) -> Range:
+        """The least and the largest mantissa of a layer's weights."""
+        return mantissas(self.bits.get(layer, 8) if isinstance(self.bits, Mapping) else self.bits, self.symmetric)
 
     @classmethod
     def of(cls, target: Any, bits: Bits | Mapping[str, Bits] | None = None, per_channel: bool | None = None) -> Widths:
@@ -132,8 +134,9 @@ class Widths:
         found = cls(
             bits=most if bits is None else bits,
             per_channel=channels if per_channel is None else per_channel,
+            symmetric=target is not None and target.symmetric,
             state_bits=STATE_BITS if target is None else target.state_bits,
-            exponents=getattr(target, "exponents", None) or EXPONENTS,
+            exponents=EXPONENTS if target is None else target.exponents or EXPONENTS,
         )
         if target is None:
             return found
@@ -245,7 +248,7 @@ class _Quantizer:
 
     def __init__(self, population: Population, sources: dict[str, Population], network: IntegerNetwork, widths: Widths):
         self.population, self.widths, self.steps = population, widths, network.timesteps
-        self.held = mantissas(widths.bits_of(population.name))
+        self.held = widths.held(population.name)
         self.channels = population.shape[0] if widths.per_channel else 1
         at_input = [c.source == network.input for c in population.connections]
         before = [sources.get(c.source) for c in population.connections]
@@ -267,7 +270,8 @@ class _Quantizer:
         if len(set(self.source_limits)) > 1 and self._errors(tried[0]) > DOUBTFUL:
             tried.append(self._rounded(*self._search([limit**2 for limit in self.source_limits])))
         quantized = min(tried, key=self._errors)
-        check_layer(self.population, quantized, self.source_limits, self.source_scales, self.steps, self.held != mantissas(8))
+        narrow = self.held[1] != mantissas(8)[1]
+        check_layer(self.population, quantized, self.source_limits, self.source_scales, self.steps, narrow)
         return quantized, self._report(quantized)
 
     def _errors(self, quantized: IntegerPopulation) -> float:

@@ -44,6 +44,7 @@ CACHE = 2**17  # neurons of one layer in all samples that advance together: thei
 BATCH = 512  # samples that advance together at most
 TRAINS = 2**24  # spikes that are kept at once where one layer after the other runs through all steps
 INT16 = 2**15 - 1
+Payloads = dict[str, tuple[int, bool]]  # by source, the largest number that it sends, and whether it has a sign
 Values = dict[tuple[str, int], np.ndarray]  # what a source sent, by its name and how many steps before
 
 
@@ -61,7 +62,7 @@ class Simulator:
         self.threads = threads or len(os.sched_getaffinity(0))
         orders = {network.input: np.arange(int(np.prod(network.input_shape)))}
         orders |= {p.name: _order(p.shape) for p in network.populations}
-        payloads = {network.input: 0, **{p.name: p.payload for p in network.populations}}  # 0: unknown
+        payloads = {network.input: (0, True), **{p.name: (p.payload, p.signed) for p in network.populations}}  # 0: unknown
         self.layers: list[_Neurons | _Pooling] = [
             (_Pooling if p.pools else _Neurons)(p, orders, payloads) for p in network.populations
         ]
@@ -227,14 +228,14 @@ class _State:
 class _Neurons:
     """A population with its connections, with its neurons in an order of its own: channels last."""
 
-    def __init__(self, population: Population | IntegerPopulation, orders: dict[str, np.ndarray], payloads: dict[str, int]):
+    def __init__(self, population: Population | IntegerPopulation, orders: dict[str, np.ndarray], payloads: Payloads):
         self.name, self.size = population.name, len(population.bias)
         order = orders[population.name]
         self.back = np.argsort(order)
-        self.sources = [((c.source, c.lag), payloads[c.source] == 0 and not c.lag) for c in population.connections]
+        self.sources = [((c.source, c.lag), payloads[c.source][0] == 0 and not c.lag) for c in population.connections]
         self.fixed = isinstance(population, IntegerPopulation)
         self.synapses = [
-            Synapses(c.matrix, order, orders[c.source], _dtype(c, payloads[c.source]), not self.fixed)
+            Synapses(c.matrix, order, orders[c.source], _dtype(c, *payloads[c.source]), not self.fixed)
             for c in population.connections
         ]
         self.exponents = [
@@ -353,7 +354,7 @@ class _Counts:
 class _Pooling:
     """Windows of max pooling, in either precision the same integers; see graph.py."""
 
-    def __init__(self, population: Population | IntegerPopulation, orders: dict[str, np.ndarray], _: dict[str, int]):
+    def __init__(self, population: Population | IntegerPopulation, orders: dict[str, np.ndarray], _: Payloads):
         self.name, self.size, self.signed = population.name, len(population.bias), population.signed
         order = orders[population.name]
         self.back = np.argsort(order)
@@ -375,11 +376,14 @@ class _Pooling:
         pool(state.counts, state.v, state.spikes, *self.windows)
 
 
-def _dtype(connection: Connection | IntegerConnection, payload: int) -> Any:
-    """16 bits where no set of spikes can overflow them: twice as many at once; a payload of 0 is not known."""
+def _dtype(connection: Connection | IntegerConnection, payload: int, signed: bool) -> Any:
+    """16 bits where no set of spikes can overflow them: twice as many at once; a payload of 0 is not known. Spikes without a sign
+    reach the sum of the weights of one sign at most."""
     if isinstance(connection, Connection):
         return np.float64
-    largest = abs(connection.matrix).sum(axis=1).max() * payload if connection.matrix.nnz else 0
+    matrix = connection.matrix
+    sizes = [abs(matrix)] if signed else [matrix.maximum(0), -matrix.minimum(0)]
+    largest = max(int(part.sum(axis=1).max()) for part in sizes) * payload if matrix.nnz else 0
     return np.int32 if payload == 0 or largest > INT16 else np.int16
 
 

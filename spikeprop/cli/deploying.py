@@ -19,7 +19,7 @@ from spikeprop.cli.printing import columns, result, say, table, write
 @click.option("-o", "--out", type=click.Path(path_type=Path), help="File to write; default beside the checkpoint.")
 @click.option(
     "--for",
-    "reader",
+    "library",
     type=click.Choice(["norse", "snntorch", "sinabs", "rockpool", "spyx", "spinnaker2"]),
     help="In the form that this library's NIR importer reads.",
 )
@@ -35,7 +35,7 @@ def export(
     checkpoint: Path,
     name: str | None,
     out: Path | None,
-    reader: str | None,
+    library: str | None,
     form: str,
     precision: Any,
     input_limit: float | None,
@@ -54,7 +54,7 @@ def export(
     from spikeprop.experiment.network_checkpoint import find_checkpoints, load_spiking
     from spikeprop.experiment.zoo import results_folder
 
-    if reader and form != "nir":
+    if library and form != "nir":
         raise click.UsageError("--for is for NIR; netx is read by lava-dl only, and ONNX by any runtime")
     if form != "onnx" and (precision != "float" or input_limit is not None):
         raise click.UsageError("--precision and --input-limit are for --format onnx; simulate has them for NIR")
@@ -65,7 +65,7 @@ def export(
         _fitting(loaded.network, target)
     if form != "netx":
         if form == "nir":
-            export_nir(loaded.network, file, loaded.description, reader)
+            export_nir(loaded.network, file, loaded.description, library)
         else:
             steps = loaded.timesteps
             formats: Any = {"precision": precision, "input_limit": input_limit, "target": target}
@@ -173,15 +173,12 @@ def budget(
             images, _ = given.images(samples)
             seed_torch(given.seed, 3)
             inputs = encoded(given.network, images, given.simulated_steps(images))
-        chip = chip_budget(given.file, inputs, network=given.network, target=target or "loihi2")
+        chip = chip_budget(given.network, inputs, target or "loihi2")
     result(network=source, budget=chip)
     rows = chip_rows(chip)
     if inputs is not None:
         synops = sum(layer["synops"] for layer in chip["activity"])
-        rows.append(("SynOps a sample", f"{synops:,.0f} (mean of {len(inputs)})"))
-        if "energy_model" in chip:
-            about = f"{chip['energy_joules'] * 1e6:.3g} uJ; T = {inputs.shape[1]}"
-            rows.append((f"energy a sample ({chip['energy_model']})", about))
+        rows.append(("SynOps a sample", f"{synops:,.0f} (mean of {len(inputs)}; T = {inputs.shape[1]})"))
     table(str(source), rows)
     columns(tuple(CHIP_COLUMNS.values()), [tuple(layer[key] for key in CHIP_COLUMNS) for layer in chip["layers"]])
     if inputs is not None:
@@ -221,14 +218,11 @@ def _fitting(network: Any, target: str) -> None:
 
 def _rounded(network: Any, target: str, timesteps: int | None) -> None:
     """What a chip's integers do to each layer, of a network that fits it."""
-    from spikeprop_hardware import quantize
-    from spikeprop_hardware import target as found_target
+    from spikeprop.deploy import rounded_on_chip
 
-    from spikeprop.deploy import to_nir
-
-    layers = [asdict(layer) for layer in quantize(to_nir(network), timesteps=timesteps, target=found_target(target)).report]
+    layers = rounded_on_chip(network, target, timesteps)
     result(quantization=layers)
-    table(f"in the integers of {found_target(target).name}", _integers(layers))
+    table(f"in the integers of {target}", _integers(layers))
 
 
 def _comparison(found: dict[str, Any]) -> list[tuple[str, str]]:

@@ -1,12 +1,15 @@
 """Which neuron and which calibrator ``convert`` takes for a number of time steps, when the caller leaves the choice to it.
 
 The rules are those of the measured table in docs/guides/choosing.md: the fewest bits with which accuracy stays near the ANN's,
-and the calibrator that is best there within seconds.
+and the calibrator that is best there within seconds. How many levels that takes depends on the network too (a thousand classes
+lie closer together than ten), so ``convert`` compares predictions with the ANN's afterwards. If a share e of them differs, more
+than the share ENOUGH allows, it takes log2(e / (1 - ENOUGH)) more levels, since a level halves the size of a spike.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 from typing import Any
 
 from spikeprop.convert.calibrator import ThresholdCalibrator
@@ -14,8 +17,10 @@ from spikeprop.convert.calibrators.least_squares import LeastSquares
 from spikeprop.convert.calibrators.light_calibration import LightCalibration
 from spikeprop.errors import ConversionError
 from spikeprop.snn import GradedIF, Neuron, SignedIF
+from spikeprop.snn.signed import MOST_LEVELS
 
 LEVELS = ((1, 4), (8, 3))  # up to that many steps so many levels; 2 for more
+ENOUGH = 0.95  # share of the images for which the network should predict as the ANN
 COUNTS = 16  # sums that a neuron can send, T times the largest payload, below which weights are fitted
 
 
@@ -26,11 +31,25 @@ class Choice:
     Attributes:
         neuron, calibrator: prototype, and what sets the thresholds.
         why: in words; empty where the caller gave both.
+        timesteps: that it was chosen for; None where the caller gave both.
+        own: names of what the caller gave, "neuron" or "calibrator".
     """
 
     neuron: Neuron
     calibrator: ThresholdCalibrator
     why: str = ""
+    timesteps: int | None = None
+    own: frozenset[str] = frozenset()
+
+    def finer(self, agreement: float) -> Choice | None:
+        """With as many more levels as an agreement with the ANN asks for; None where it is enough or the caller decides."""
+        neuron, steps = self.neuron, self.timesteps
+        if steps is None or "neuron" in self.own or type(neuron) is not GradedIF or agreement >= ENOUGH:
+            return None
+        more = max(1, math.ceil(math.log2((1 - agreement) / (1 - ENOUGH))))
+        finer = GradedIF(levels=min(neuron.levels + more, MOST_LEVELS))
+        calibrator = self.calibrator if "calibrator" in self.own else _calibrator(finer, steps)[0]
+        return None if finer.levels == neuron.levels else replace(self, neuron=finer, calibrator=calibrator)
 
 
 def choose(
@@ -51,6 +70,8 @@ def choose(
     if neuron is not None and calibrator is not None and timesteps is None:
         return Choice(neuron, calibrator)
     steps = _steps(calibrator, timesteps)
+    given = {"neuron": neuron, "calibrator": calibrator}
+    own = frozenset(name for name, value in given.items() if value is not None)
     reasons = []
     if neuron is None:
         neuron, reason = _neuron(steps, binary)
@@ -58,7 +79,8 @@ def choose(
     if calibrator is None:
         calibrator, reason = _calibrator(neuron, steps)
         reasons.append(reason)
-    return Choice(neuron, calibrator, f"chosen for T = {steps}: " + "; ".join(reasons) if reasons else "")
+    why = f"chosen for T = {steps}: " + "; ".join(reasons) if reasons else ""
+    return Choice(neuron, calibrator, why, steps, own)
 
 
 def _steps(calibrator: ThresholdCalibrator | None, timesteps: Any) -> int:

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from spikeprop.convert.calibrator import ThresholdCalibrator, run_calibrator
-from spikeprop.convert.choice import choose
+from spikeprop.convert.choice import ENOUGH, Choice, choose
+from spikeprop.convert.compared import Compared
 from spikeprop.convert.graph import to_spiking
 from spikeprop.convert.shard import CalibrationShard, shard_images
 from spikeprop.errors import ConversionError
@@ -35,8 +36,9 @@ def convert(
 ) -> SpikingNetwork:
     """Convert an ANN to a spiking network and calibrate its thresholds.
 
-    ``convert(ann, images, timesteps=8)`` is enough: it chooses the neuron and the calibrator for that many steps, and says in the
-    network's ``notes`` which and why (``convert/choice.py``).
+    ``convert(ann, images, timesteps=8)`` is enough: it chooses the neuron and the calibrator for that many steps, takes more
+    levels where predictions on the calibration images then differ from the ANN's, and says all of that in the network's
+    ``notes`` (``convert/choice.py``).
 
     Args:
         ann: the trained network; it is not changed, but must not run in another thread meanwhile. Images go to its device.
@@ -69,17 +71,36 @@ def convert(
     encoder = encoder if encoder is not None else Direct()
     _check(x, encoder, shard)
     working = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x  # half precision is too coarse for thresholds
-    differential = isinstance(chosen.neuron, DifferentialIF)
-    prototype = chosen.neuron.plain() if isinstance(chosen.neuron, DifferentialIF) else chosen.neuron
-    network = _converted(ann, prototype, encoder, x, shard).to(working).eval()
-    run_calibrator(chosen.calibrator, network, working, shard)
-    if differential:
+    network, notes = _calibrated(ann, chosen, encoder, x, working, shard)
+    if isinstance(chosen.neuron, DifferentialIF):
         send_differences(network)
-    network.notes += [chosen.why] if chosen.why else []
+    network.notes += notes
     network.calibrated_for = chosen.calibrator.calibrated_for
     network.to(x.dtype)
     processes.broadcast((*network.parameters(), *network.buffers()))  # processes may round differently
     return network
+
+
+def _calibrated(
+    ann: nn.Module, chosen: Choice, encoder: Encoder, x: Tensor, working: Tensor, shard: CalibrationShard
+) -> tuple[SpikingNetwork, list[str]]:
+    """The network with thresholds, with more levels where the choice left them open and too few predict as the ANN; and notes."""
+    notes, found = [chosen.why] if chosen.why else [], []
+    while True:
+        neuron = chosen.neuron.plain() if isinstance(chosen.neuron, DifferentialIF) else chosen.neuron
+        network = _converted(ann, neuron, encoder, x, shard).to(working).eval()
+        compared = Compared.of(network, working, shard) if chosen.why and isinstance(encoder, Direct) else None
+        run_calibrator(chosen.calibrator, network, working, shard)
+        if compared is None or chosen.timesteps is None:
+            return network, notes
+        agreement = compared.agreement(network, chosen.timesteps, shard)
+        found.append(f"{100 * agreement:.1f} %" + (f" with {chosen.neuron.payload_bits} levels" if found else ""))
+        finer = chosen.finer(agreement)
+        if finer is None:
+            little = "; take more steps" if agreement < ENOUGH else ""
+            text = f"predicts as the ANN for {', and for '.join(found)}, of {compared.count} calibration images{little}"
+            return network, [*notes, text]
+        chosen = finer
 
 
 def _converted(ann: nn.Module, neuron: Neuron, encoder: Encoder, x: Tensor, shard: CalibrationShard) -> SpikingNetwork:

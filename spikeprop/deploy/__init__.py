@@ -9,7 +9,7 @@ from spikeprop.deploy.interchange import portable
 from spikeprop.deploy.precision import bits_curve, mixed_precision, sensitivity
 from spikeprop.deploy.quantised import QuantisedBPTT
 from spikeprop.deploy.reading import ENCODERS, from_nir, layer_names
-from spikeprop.deploy.vendor import VENDORS, simulate_on_chip
+from spikeprop.deploy.vendor import VENDORS, rounded_on_chip, simulate_on_chip
 from spikeprop.deploy.writing import to_nir
 
 __all__ = [
@@ -30,6 +30,7 @@ __all__ = [
     "portable",
     "read_nir",
     "record",
+    "rounded_on_chip",
     "sensitivity",
     "simulate_on_chip",
     "to_nir",

@@ -101,7 +101,7 @@ def compare(
     size = len(images) if where.backend == "lava" else REFERENCE_BATCH  # Lava takes seconds to start
     graph = hardware.read_nir(file)
     names = layer_names(graph)
-    steps = int(time_first(network, images[:1])[0].shape[0]) if _in_time(network, images) else timesteps or 0
+    steps = steps_of(network, images, timesteps)
     source, report = _source(graph, network, file, images, steps, where)
     parts, clipped = [], Counter[str]()
     with bar(f"simulate on {where.backend}", unit="step") as shown:
@@ -124,8 +124,10 @@ def compare(
     return _merged(parts, where.backend) | {"levels": levels(network), "clipped": dict(clipped)} | report
 
 
-def _in_time(network: SpikingNetwork, x: Any) -> bool:
-    return len(x.shape) == len(network.input_shape) + 2
+def steps_of(network: SpikingNetwork, x: Any, timesteps: int | None) -> int:
+    """Steps of a simulation of samples: ``timesteps`` of still ones, of sequences those of the first."""
+    in_time = len(x.shape) == len(network.input_shape) + 2
+    return int(time_first(network, x[:1])[0].shape[0]) if in_time else timesteps or 0
 
 
 def held(outputs: np.ndarray, lengths: Tensor | None) -> np.ndarray:

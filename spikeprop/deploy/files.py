@@ -26,7 +26,7 @@ def export(
     network: SpikingNetwork,
     path: Path | str,
     about: Mapping[str, Any] | None = None,
-    target: str | None = None,
+    library: str | None = None,
     *,
     timesteps: int | None = None,
     data: Any = None,
@@ -43,7 +43,7 @@ def export(
         path: NIR file.
         about: the description of its checkpoint; the file keeps its number of steps, its data with their normalisation and its
             seed, so that it can be simulated on its own.
-        target: "norse", "snntorch", "sinabs", "rockpool" or "spyx": as that library's own importer understands it.
+        library: "norse", "snntorch", "sinabs", "rockpool" or "spyx": as that library's own importer understands it.
         timesteps: of a simulation, which the chip's readout gets room for.
         data: the data set: an object such as ``CIFAR10(mean=0.5, std=0.25)``, or its name.
         mean, std: normalisation, (pixel / 255 - mean) / std; one number, or one for each channel; default those of ``data``.
@@ -58,7 +58,7 @@ def export(
         raise NirError(f"timesteps is {kept['timesteps']}; a simulation has at least 1 step")
     described = {**((about or {}).get("data") or {}), **_description(network, data, mean, std)}
     graph = to_nir(network, kept | ({"data": json.dumps(described)} if described else {}))
-    written = graph if target is None else portable(graph, target)
+    written = graph if library is None else portable(graph, library)
     write_atomically(Path(path), lambda temporary: nir.write(str(temporary), written))
 
 

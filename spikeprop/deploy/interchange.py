@@ -30,19 +30,19 @@ WEIGHTED = (nir.Affine, nir.Linear, nir.Conv2d)
 Shape = tuple[int, ...]
 
 
-def portable(graph: nir.NIRGraph, target: str) -> nir.NIRGraph:
-    """The graph as ``target``'s importer understands it, with the same spikes but for the last bits of float32.
+def portable(graph: nir.NIRGraph, library: str) -> nir.NIRGraph:
+    """The graph as ``library``'s importer understands it, with the same spikes but for the last bits of float32.
 
     Args:
         graph: what ``to_nir`` makes, or another chain of linear nodes and neurons; left as it is.
-        target: "norse", "snntorch", "sinabs", "rockpool" or "spyx".
+        library: "norse", "snntorch", "sinabs", "rockpool" or "spyx".
 
     Raises:
         NirError: the library does not have the semantics; names the node.
     """
-    reader = reader_of(target)
-    _refuse(graph, target)
-    names = _chain(graph, target)
+    reader = reader_of(library)
+    _refuse(graph, library)
+    names = _chain(graph, library)
     laid_out = lay_out(graph) if reader.several else None
     first, last = graph.nodes[names[0]], graph.nodes[names[-1]]
     shape: Shape = tuple(int(n) for n in first.input_type["input"])
@@ -52,21 +52,22 @@ def portable(graph: nir.NIRGraph, target: str) -> nir.NIRGraph:
     for name in names[1:-1]:
         node = graph.nodes[name]
         if isinstance(node, FIRING):
-            neuron, factor = reader.write(_neurons(name, node, target, reader))
+            neuron, factor = reader.write(_neurons(name, node, library, reader))
             if laid_out is not None:
-                check_one_spike(laid_out, name, target)
+                check_one_spike(laid_out, name, library)
             if weighted is None and np.any(factor != 1):
                 raise NirError(f"node {name!r} scales its current, and there are no weights before it to take the factor")
             if weighted is not None:
                 nodes[weighted] = _scaled(nodes[weighted], factor, name)
             if reader.late and layers and weighted is not None and np.any(getattr(nodes[weighted], "bias", 0)):
                 raise NirError(
-                    f"node {weighted!r} has biases, which would work a step for each layer before its spikes arrive in {target}, "
-                    "whose spikes leave a step late; train without biases (bias: false), but for the first weights and the last"
+                    f"node {weighted!r} has biases, which would work a step for each layer before its spikes arrive in "
+                    f"{library}, whose spikes leave a step late; train without biases (bias: false), but for the first weights "
+                    "and the last"
                 )
             nodes[name], weighted, layers = neuron, None, layers + 1
             continue
-        made, after = _linear(name, node, shape, target, reader)
+        made, after = _linear(name, node, shape, library, reader)
         if made is None and len(nodes) == 1:  # the image is given flattened
             nodes[names[0]] = nir.Input(input_type={"input": np.array(after)})
         elif made is not None:
@@ -85,72 +86,72 @@ def _names(nodes: list[str]) -> dict[str, str]:
     return {nodes[0]: "input", **called, nodes[-1]: "output"}
 
 
-def _refuse(graph: nir.NIRGraph, target: str) -> None:
+def _refuse(graph: nir.NIRGraph, library: str) -> None:
     """What no other change would help."""
     for name, node in graph.nodes.items():
         if isinstance(node, SpikingMaxPool2d):
             raise NirError(
-                f"node {name!r} is a max pooling of spikes by their counts, which {target} does not have; train with average "
+                f"node {name!r} is a max pooling of spikes by their counts, which {library} does not have; train with average "
                 "pooling in its place (TorchvisionModel: pooling: average; a plan of CNN: A)"
             )
         if isinstance(node, nir.IF | GradedIF) and neurons_of(node, name).levels:
             raise NirError(
-                f"node {name!r} sends graded spikes (SignedIF, GradedIF), which {target} does not have; convert with IF, reset: "
+                f"node {name!r} sends graded spikes (SignedIF, GradedIF), which {library} does not have; convert with IF, reset: "
                 "zero"
             )
         if isinstance(node, ALIF):
-            raise NirError(f"node {name!r} has thresholds that adapt, which {target} does not read from a file; use LIF")
+            raise NirError(f"node {name!r} has thresholds that adapt, which {library} does not read from a file; use LIF")
     if read_of(graph) != "sum":
         raise NirError(
-            f"the network's output is the {read_of(graph)} of its values, which {target} does not read from a file: set "
+            f"the network's output is the {read_of(graph)} of its values, which {library} does not read from a file: set "
             "network.read = 'sum' before, and take it of the values that it returns"
         )
     delay = readout_from(graph)
     if delay:
         raise NirError(
-            f"the network's output counts from step {delay} on (a delayed readout), which {target} does not have: its output "
+            f"the network's output counts from step {delay} on (a delayed readout), which {library} does not have: its output "
             "would count all steps. Convert with delay: false, or call network.readout.set()"
         )
 
 
-def _chain(graph: nir.NIRGraph, target: str) -> list[str]:
+def _chain(graph: nir.NIRGraph, library: str) -> list[str]:
     """Node names from input to output."""
     names = [name for name, node in graph.nodes.items() if isinstance(node, nir.Input)][:1]
     while names and not isinstance(graph.nodes[names[-1]], nir.Output):
         after = [b for a, b in graph.edges if a == names[-1]]
         if len(after) != 1 or after[0] in names or sum(b == after[0] for _, b in graph.edges) != 1:
             raise NirError(
-                f"node {names[-1]!r} is not followed by one node that reads it alone; only a chain is written for {target}, "
+                f"node {names[-1]!r} is not followed by one node that reads it alone; only a chain is written for {library}, "
                 "not skip connections, sums or loops"
             )
         names += after
     if len(names) != len(graph.nodes):
-        raise NirError(f"the graph is not one chain from input to output, and only that is written for {target}")
+        raise NirError(f"the graph is not one chain from input to output, and only that is written for {library}")
     return names
 
 
-def _neurons(name: str, node: Any, target: str, reader: Reader) -> Neurons:
+def _neurons(name: str, node: Any, library: str, reader: Reader) -> Neurons:
     """Our neurons; what the reader does not do is refused."""
     neurons = neurons_of(node, name)
     if reader.reset == "zero" and neurons.reset != "zero":
         raise NirError(
-            f"node {name!r} resets by subtraction, which NIR cannot say: {target} would reset to zero, and its spikes "
+            f"node {name!r} resets by subtraction, which NIR cannot say: {library} would reset to zero, and its spikes "
             "would differ without a warning. Convert with reset: zero, or use spikeprop.snn.interop.rebuild, which maps more"
         )
     if reader.reset == "subtract" and neurons.reset != "subtract":
-        raise NirError(f"node {name!r} resets to zero, and {target} subtracts the threshold; convert with reset: subtract")
+        raise NirError(f"node {name!r} resets to zero, and {library} subtracts the threshold; convert with reset: subtract")
     if np.any(neurons.v_init != 0):
-        raise NirError(f"node {name!r} starts at v_init other than 0, and {target}'s neurons start at 0; convert with v_init: 0")
+        raise NirError(f"node {name!r} starts at v_init other than 0, and {library}'s neurons start at 0; convert with v_init: 0")
     synaptic = np.zeros(1) if neurons.synaptic_leak is None else neurons.synaptic_leak
     if np.any(neurons.leak != neurons.leak.flat[0]) or np.any(synaptic != synaptic.flat[0]):
-        raise NirError(f"node {name!r} has several time constants; one leak a layer is written for {target}")
+        raise NirError(f"node {name!r} has several time constants; one leak a layer is written for {library}")
     if reader.current == "none" and synaptic.any():
         raise NirError(
-            f"node {name!r} has a synaptic current that outlives its step, which {target} does not read as this network "
+            f"node {name!r} has a synaptic current that outlives its step, which {library} does not read as this network "
             "means it: a potential reads it a step earlier or not at all; use LIF"
         )
     if reader.current == "needed" and not synaptic.all():
-        raise NirError(f"node {name!r} has no synaptic current, and {target} reads neurons with one (CubaLIF) alone")
+        raise NirError(f"node {name!r} has no synaptic current, and {library} reads neurons with one (CubaLIF) alone")
     theta = np.broadcast_to(neurons.theta, np.shape(node.v_threshold)).astype(np.asarray(node.v_threshold).dtype)
     return Neurons(theta, float(neurons.leak.flat[0]), float(synaptic.flat[0]))
 
@@ -170,18 +171,18 @@ def _scaled(node: Any, factor: np.ndarray, reader: str) -> Any:
     return dataclasses.replace(node, weight=weight, bias=np.asarray(node.bias) * rows)
 
 
-def _linear(name: str, node: Any, shape: Shape, target: str, reader: Reader) -> tuple[Any, Shape]:
-    """A node without neurons as the target knows it, None where it is left out, and the shape after it."""
+def _linear(name: str, node: Any, shape: Shape, library: str, reader: Reader) -> tuple[Any, Shape]:
+    """A node without neurons as the library knows it, None where it is left out, and the shape after it."""
     if isinstance(node, nir.Affine | nir.Linear):
         bare = reader.affine and isinstance(node, nir.Linear)
         return nir.Affine(node.weight, np.zeros_like(node.weight[:, 0])) if bare else node, (len(node.weight),)
     if reader.vectors and not (isinstance(node, nir.Flatten) and len(shape) >= 1):
-        raise NirError(f"node {name!r} is a {type(node).__name__}, and {target} reads dense layers of vectors alone")
+        raise NirError(f"node {name!r} is a {type(node).__name__}, and {library} reads dense layers of vectors alone")
     if isinstance(node, nir.Flatten):
         after = linear_of(node, shape, name)[2]
         if len(after) != 1:
             raise NirError(
-                f"node {name!r} flattens axes {node.start_dim} to {node.end_dim}; only all axes are written for {target}"
+                f"node {name!r} flattens axes {node.start_dim} to {node.end_dim}; only all axes are written for {library}"
             )
         flat = None if reader.vectors else nir.Flatten(input_type={"input": np.array(shape)}, start_dim=0, end_dim=-1)
         return flat, (int(np.prod(shape)),)
@@ -196,7 +197,7 @@ def _linear(name: str, node: Any, shape: Shape, target: str, reader: Reader) -> 
         weight = np.zeros((shape[0], shape[0], *kernel))
         weight[np.arange(shape[0]), np.arange(shape[0])] = 1 / (kernel[0] * kernel[1])
         return _conv(node, weight, np.zeros(shape[0]), shape, (1, 1)), after
-    raise NirError(f"node {name!r} is a {type(node).__name__} (or has padding in words), which is not written for {target}")
+    raise NirError(f"node {name!r} is a {type(node).__name__} (or has padding in words), which is not written for {library}")
 
 
 def _conv(node: Any, weight: np.ndarray, bias: np.ndarray, shape: Shape, dilation: tuple[int, int]) -> nir.Conv2d:

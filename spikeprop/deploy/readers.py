@@ -139,20 +139,20 @@ NOT_WRITTEN = {
 }
 
 
-def reader_of(target: str) -> Reader:
+def reader_of(library: str) -> Reader:
     """The reader of that name.
 
     Raises:
         NirError: one that is not known, or that nothing is written for.
     """
-    if target in NOT_WRITTEN:
-        raise NirError(NOT_WRITTEN[target])
-    if target not in READERS:
-        raise NirError(f"there is no way to write for {target!r}; known: {', '.join(READERS)}")
-    return READERS[target]
+    if library in NOT_WRITTEN:
+        raise NirError(NOT_WRITTEN[library])
+    if library not in READERS:
+        raise NirError(f"there is no way to write for {library!r}; known: {', '.join(READERS)}")
+    return READERS[library]
 
 
-def check_one_spike(network: ChipNetwork, name: str, target: str) -> None:
+def check_one_spike(network: ChipNetwork, name: str, library: str) -> None:
     """Refuse neurons whose potential may hold two thresholds, for a reader that would send two spikes.
 
     With at most one spike a step a potential is at most its threshold after it, so at most leak * theta + current before it.
@@ -164,7 +164,7 @@ def check_one_spike(network: ChipNetwork, name: str, target: str) -> None:
         if c.source == network.input:
             if network.encoder not in SPIKING_ENCODERS:
                 raise NirError(
-                    f"node {name!r} reads the network's inputs, which have no bound, and {target} sends two spikes where a "
+                    f"node {name!r} reads the network's inputs, which have no bound, and {library} sends two spikes where a "
                     "potential holds two thresholds; encode them as spikes (encoder: Poisson)"
                 )
             most = most + abs(c.matrix).sum(1).A1
@@ -177,6 +177,6 @@ def check_one_spike(network: ChipNetwork, name: str, target: str) -> None:
     highest = ((np.maximum(most, 0) + leak * population.theta) / population.theta).max()
     if highest >= 2:
         raise NirError(
-            f"node {name!r} may reach {highest:.3g} thresholds in a step, where {target} sends {int(highest)} spikes and this "
+            f"node {name!r} may reach {highest:.3g} thresholds in a step, where {library} sends {int(highest)} spikes and this "
             "network one: a larger threshold, or smaller weights, would make them the same"
         )

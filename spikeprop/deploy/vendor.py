@@ -6,7 +6,9 @@ neurons with the weights of the readout.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
+from dataclasses import asdict
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -16,8 +18,9 @@ import spikeprop_hardware as hardware
 from spikeprop_hardware.recording import read_out
 from torch import Tensor
 
-from spikeprop.deploy.comparison import record
+from spikeprop.deploy.comparison import REFERENCE_BATCH, input_limit_of, record, steps_of
 from spikeprop.deploy.reading import layer_names
+from spikeprop.deploy.writing import to_nir
 from spikeprop.errors import HardwareError
 from spikeprop.runtime.batches import Sequences
 from spikeprop.snn import INPUT, SpikingNetwork
@@ -54,26 +57,55 @@ def simulate_on_chip(
         raise HardwareError("sequences of unequal length are not simulated on a chip: give those of one length")
     module, graph = import_module(f"spikeprop_hardware.vendors.{target}"), hardware.read_nir(file)
     plan, names = hardware.lay_out(graph), layer_names(graph)
-    floats, output = record(network, images, timesteps)
-    inputs = floats.pop(INPUT)
     late = module.late(plan)  # as many empty steps follow, in which what was sent arrives
-    given = np.concatenate([inputs, np.zeros((len(inputs), late, *inputs.shape[2:]))], axis=1)
-    own = {"input_limit": max(1.0, float(given.max())), "timesteps": given.shape[1]} if target == "loihi1" else {}
-    lowered = module.lower(plan, **own)
-    trains = module.simulate(lowered, given)
-    predictions = {"pytorch": output[:, -1].argmax(1), target: _readout(plan, trains, given, late).argmax(1)}
-    sent = {str(names.get(node, node)): np.count_nonzero(train) for node, train in trains.items() if node != plan.readout.name}
+    steps = steps_of(network, images, timesteps)
+    lowered = module.lower(plan, max(1.0, input_limit_of(network, images)), steps + late)
+    sent, mismatches = Counter[str](), Counter[str]()
+    floats, correct = Counter[str](), Counter[str]()
+    for start in range(0, len(images), REFERENCE_BATCH):
+        rows = slice(start, start + REFERENCE_BATCH)
+        ours, output = record(network, images[rows], timesteps)
+        inputs, right = ours.pop(INPUT), labels[rows].numpy()
+        given = np.concatenate([inputs, np.zeros((len(inputs), late, *inputs.shape[2:]))], axis=1)
+        trains = module.simulate(lowered, given)
+        said = {"pytorch": output[:, -1], target: _readout(plan, trains, given, late)}
+        correct.update({name: int((scores.argmax(1) == right).sum()) for name, scores in said.items()})
+        theirs = module.run(lowered, given, notify) if vendor else {}
+        for node, train in trains.items():
+            name = str(names.get(node, node))
+            if node != plan.readout.name:
+                sent[name] += int(np.count_nonzero(train))
+                floats[name] += int(np.count_nonzero(ours[name]))
+            mismatches[name] += int((train != theirs[node]).sum()) if vendor else 0
     found: dict[str, Any] = {
         "samples": len(labels),
-        "timesteps": inputs.shape[1],
-        "layers": {name: [int(np.count_nonzero(floats[name])), int(count)] for name, count in sent.items()},
-        "accuracy": {name: 100 * float((said == labels.numpy()).mean()) for name, said in predictions.items()},
+        "timesteps": steps,
+        "layers": {name: [floats[name], count] for name, count in sent.items()},
+        "accuracy": {name: 100 * count / len(labels) for name, count in correct.items()},
     }
-    if vendor:
-        theirs = module.run(lowered, given, notify)
-        wrong = {str(names.get(node, node)): int((train != theirs[node]).sum()) for node, train in trains.items()}
-        found |= {"mismatches": wrong, "spikes_equal": not any(wrong.values())}
-    return found
+    return found | ({"mismatches": dict(mismatches), "spikes_equal": not any(mismatches.values())} if vendor else {})
+
+
+def rounded_on_chip(network: SpikingNetwork, target: str, timesteps: int | None = None) -> list[dict[str, Any]]:
+    """What a chip's integers do to each layer: name, weights, weight_error, saturated and bits.
+
+    Args:
+        network: left as it is.
+        target: name of any chip.
+        timesteps: of a simulation.
+
+    Raises:
+        NirError: what NIR cannot express.
+        HardwareError: a network that the chip's integers cannot hold, or a target that is none.
+    """
+    chip, graph = hardware.target(target), to_nir(network)
+    names = layer_names(graph)
+    if chip.name in VENDORS:
+        module = import_module(f"spikeprop_hardware.vendors.{chip.name}")
+        found = module.rounded(hardware.lay_out(graph), network.encoder.limit or 1.0, timesteps)
+    else:
+        found = hardware.quantize(graph, timesteps=timesteps, target=chip).report
+    return [asdict(layer) | {"name": str(names.get(layer.name, layer.name))} for layer in found]
 
 
 def _readout(plan: hardware.ChipNetwork, trains: dict[str, np.ndarray], given: np.ndarray, late: int) -> np.ndarray:

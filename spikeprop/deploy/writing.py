@@ -216,13 +216,11 @@ def _op_to_node(op: nn.Module, shape: tuple[int, ...], layer: str) -> tuple[Any,
 
 
 def _write_conv(op: nn.Conv2d, shape: tuple[int, ...], after: tuple[int, ...], layer: str) -> nir.Conv2d:
-    if isinstance(op.padding, str):
-        raise NirError(f"layer {layer!r}: give the convolution's padding as numbers, not {op.padding!r}")
     return nir.Conv2d(
         input_shape=(shape[1], shape[2]),
         weight=_array(op.weight),
         stride=pair(op.stride),
-        padding=pair(op.padding),
+        padding=_padding(op) if isinstance(op.padding, str) else pair(op.padding),
         dilation=pair(op.dilation),
         groups=op.groups,
         bias=_array(op.bias) if op.bias is not None else np.zeros_like(_array(op.weight), shape=op.out_channels),
@@ -230,10 +228,16 @@ def _write_conv(op: nn.Conv2d, shape: tuple[int, ...], after: tuple[int, ...], l
 
 
 def _write_conv1d(op: nn.Conv1d, shape: tuple[int, ...], after: tuple[int, ...], layer: str) -> nir.Conv1d:
-    if isinstance(op.padding, str):
-        raise NirError(f"layer {layer!r}: give the convolution's padding as numbers, not {op.padding!r}")
     bias = _array(op.bias) if op.bias is not None else np.zeros_like(_array(op.weight), shape=op.out_channels)
-    return nir.Conv1d(shape[1], _array(op.weight), op.stride[0], op.padding[0], op.dilation[0], op.groups, bias)
+    padding = _padding(op) if isinstance(op.padding, str) else op.padding
+    padding = padding if isinstance(padding, str) else padding[0]
+    return nir.Conv1d(shape[1], _array(op.weight), op.stride[0], padding, op.dilation[0], op.groups, bias)
+
+
+def _padding(op: nn.Conv1d | nn.Conv2d) -> tuple[int, ...] | str:
+    """A padding in words as numbers, by axis; "same" where its sides are unequal, of which NIR has the word alone."""
+    totals = [0 if op.padding == "valid" else d * (k - 1) for d, k in zip(op.dilation, op.kernel_size)]
+    return "same" if any(total % 2 for total in totals) else tuple(total // 2 for total in totals)
 
 
 def _write_pool1d(op: nn.AvgPool1d, shape: tuple[int, ...], after: tuple[int, ...], layer: str) -> nir.Conv1d:

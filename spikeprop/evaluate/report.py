@@ -12,7 +12,8 @@ from spikeprop.runtime.files import write_json
 from spikeprop.runtime.tables import Table
 
 _AMOUNTS = ("neurons", "synapses", "fan_in", "fan_out", "spike_bits", "axons", "axons_per_core", "bytes", "cores")
-TRAFFIC = "memory, 32-bit words, 45 nm"  # name of that model in every table
+TRAFFIC = "memory, 32-bit words, 45 nm"  # names of models in every table
+ON_CHIP = "chip estimate, first Loihi"
 LABELS = {"converted": "converted", "finetuned": "fine-tuned", "trained": "trained"}  # networks in a report
 # Columns of a table of the chip's layers: key and head.
 TITLES = {"loihi2": "Loihi 2", "loihi1": "Loihi", "speck": "Speck", "xylo": "Xylo", "generic": "generic integers"}
@@ -91,15 +92,19 @@ def energies(values: Mapping[str, Any]) -> list[tuple[str, float | None, float]]
     """Energy of a pipeline's last network by model: its name, uJ of the ANN where the model has it, uJ of the spiking network."""
     arithmetic, chip = values["energy_joules"], values["simulate"].get("chip") or {}
     ann = arithmetic["ann"] * 1e6 if "ann" in arithmetic else None
-    found: list[tuple[str, float | None, float]] = [(ENERGY_MODEL, ann, arithmetic["snn"] * 1e6)]
-    return found + ([(chip["energy_model"], None, chip["energy_joules"] * 1e6)] if "energy_model" in chip else [])
+    return [(ENERGY_MODEL, ann, arithmetic["snn"] * 1e6), *_most(chip, chip.get("target", ""), ON_CHIP, False)]
 
 
 def traffic(values: Mapping[str, Any]) -> list[tuple[str, float | None, float]]:
     """The same by reads and writes of memory, of a run that simulated its network."""
     chip, known = values["simulate"].get("chip") or {}, "ann" in values["energy_joules"]
-    rows = [row for row in (chip.get("energy") or {}).get("rows", ()) if row["model"] == "memory"]
-    return [(TRAFFIC, row["ann"][1] * 1e6 if known else None, row["snn"][1] * 1e6) for row in rows]
+    return _most(chip, "memory", TRAFFIC, known)
+
+
+def _most(chip: Mapping[str, Any], model: str, name: str, known: bool) -> list[tuple[str, float | None, float]]:
+    """The most that a model of the chip's table says, under a name of its own; ``known``: of the ANN too."""
+    rows = [row for row in (chip.get("energy") or {}).get("rows", ()) if row["model"] == model and row["snn"]]
+    return [(name, row["ann"][1] * 1e6 if known and row["ann"] else None, row["snn"][1] * 1e6) for row in rows]
 
 
 def _cheaper(values: Mapping[str, Any], ann: float, snn: float) -> str:

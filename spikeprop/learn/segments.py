@@ -42,28 +42,34 @@ class Segment:
 
 
 class SegmentGraph:
-    """Segments in an order in which they can run; the output of the last one is the network's.
+    """Segments in an order in which they can run.
 
     Args:
         segments: in that order.
         names: of the network's parameters, by id.
+        outputs: segments whose outputs are the network's, in its order; default the last one.
+
+    Attributes:
+        output: the first of ``outputs``.
     """
 
-    def __init__(self, segments: Sequence[Segment], names: dict[int, str]):
+    def __init__(self, segments: Sequence[Segment], names: dict[int, str], outputs: Sequence[str] = ()):
         self.segments = tuple(segments)
         self.by_name = {s.name: s for s in self.segments}
         self.names = names
-        self.output = self.segments[-1].name
+        self.outputs = tuple(outputs) or (self.segments[-1].name,)
+        self.output = self.outputs[0]
+        self._readers = {name: [s for s in self.segments if name in s.reads] for name in self.by_name}
 
     def readers(self, name: str) -> list[Segment]:
         """Segments that read a segment's output."""
-        return [s for s in self.segments if name in s.reads]
+        return self._readers[name]
 
     def hops(self) -> dict[str, int]:
-        """Longest number of segments between each segment's output and the network's."""
-        found = {self.output: 0}
-        for segment in reversed(self.segments[:-1]):
-            found[segment.name] = 1 + max(found[reader.name] for reader in self.readers(segment.name))
+        """Longest number of segments between each segment's output and one of the network's."""
+        found: dict[str, int] = {}
+        for segment in reversed(self.segments):
+            found[segment.name] = max((1 + found[reader.name] for reader in self.readers(segment.name)), default=0)
         return found
 
     @property
@@ -108,7 +114,7 @@ def segment_graph(model: nn.Module, cuts: Sequence[str] | int | None = None) -> 
 
 def _traced(model: nn.Module, cuts: Sequence[str] | int | None, names: dict[int, str]) -> SegmentGraph:
     traced = tracing.trace(model, () if cuts is None or isinstance(cuts, int) else cuts)
-    tracing.output_of(traced.graph)
+    tracing.outputs_of(traced.graph)
     if cuts is None:
         numbers = tracing.by_layers(traced)
     elif isinstance(cuts, int):
@@ -116,7 +122,9 @@ def _traced(model: nn.Module, cuts: Sequence[str] | int | None, names: dict[int,
     else:
         numbers = tracing.by_borders(traced, tracing.borders_after(traced, cuts))
     modules = {id(m): name for name, m in model.named_modules()}
-    return SegmentGraph(_segments(tracing.split(model, traced, numbers), modules), names)
+    split = tracing.split(model, traced, numbers)
+    segments, outputs = _segments(split, modules)
+    return SegmentGraph(segments, names, outputs)
 
 
 def _children(children: dict[str, nn.Module], cuts: list[str]) -> list[Segment]:
@@ -130,8 +138,8 @@ def _children(children: dict[str, nn.Module], cuts: list[str]) -> list[Segment]:
     return segments
 
 
-def _segments(split: fx.GraphModule, modules: dict[int, str]) -> list[Segment]:
-    """Segments of a module that ``tracing.split`` made; ``modules`` are the names of the network's modules, by id."""
+def _segments(split: fx.GraphModule, modules: dict[int, str]) -> tuple[list[Segment], list[str]]:
+    """Segments of a module that ``tracing.split`` made, and which of them are outputs; ``modules``: names of modules, by id."""
     names: dict[fx.Node, str] = {}
     segments: list[Segment] = []
     for node in split.graph.nodes:
@@ -148,9 +156,10 @@ def _segments(split: fx.GraphModule, modules: dict[int, str]) -> list[Segment]:
                 f"more than one value leaves the segment {names.get(source, source)!r}; a segment has one output: "
                 "cut elsewhere (before a skip connection begins, or after it ends)"
             )
-    if names[tracing.output_of(split.graph)] != segments[-1].name:
+    outputs = [names[node] for node in tracing.outputs_of(split.graph)]
+    if segments[-1].name not in outputs:
         raise SegmentError(f"the network's output is not that of its last segment, {segments[-1].name!r}; cut elsewhere")
-    return segments
+    return segments, outputs
 
 
 def _name(module: nn.Module, modules: dict[int, str], taken: set[str]) -> str:
@@ -189,8 +198,13 @@ class SegmentPass:
                 self._run(segment)
 
     @property
+    def outputs(self) -> list[Tensor]:
+        """The network's outputs, detached."""
+        return [self.values[name] for name in self.graph.outputs]
+
+    @property
     def output(self) -> Tensor:
-        """The network's output, detached."""
+        """The first of them."""
         return self.values[self.graph.output]
 
     def computed(self, name: str) -> Tensor:

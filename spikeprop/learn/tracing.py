@@ -74,8 +74,9 @@ def _attributes_as_modules(traced: fx.GraphModule) -> None:
         if node.op == "get_attr":
             owner, _, name = str(node.target).rpartition(".")
             traced.add_module(f"value_{node.name}", _Value(getattr(traced.get_submodule(owner), name)))
-            with traced.graph.inserting_before(node):
-                node.replace_all_uses_with(traced.graph.call_module(f"value_{node.name}"))
+            for user in list(node.users):  # a call each, so that segments that share a value each have it
+                with traced.graph.inserting_before(user):
+                    user.replace_input_with(node, traced.graph.call_module(f"value_{node.name}"))
             traced.graph.erase_node(node)
 
 
@@ -220,7 +221,21 @@ def output_of(graph: fx.Graph) -> fx.Node:
     Raises:
         SegmentError: it returns something else.
     """
+    found = outputs_of(graph)
+    if len(found) != 1:
+        raise SegmentError(f"the network returns {len(found)} tensors, {', '.join(map(str, found))}; one is needed")
+    return found[0]
+
+
+def outputs_of(graph: fx.Graph) -> list[fx.Node]:
+    """The values that a network returns: one, or those of a tuple, list or dictionary in its order.
+
+    Raises:
+        SegmentError: it returns something else.
+    """
     (node,) = (n for n in graph.nodes if n.op == "output")
-    if not isinstance(node.args[0], fx.Node):
-        raise SegmentError(f"the network returns {node.args[0]}; segments need one tensor")
-    return node.args[0]
+    given = node.args[0]
+    found = list(given.values()) if isinstance(given, dict) else list(given) if isinstance(given, tuple | list) else [given]
+    if not found or not all(isinstance(value, fx.Node) for value in found):
+        raise SegmentError(f"the network returns {given}; segments need one tensor, or a tuple, list or dictionary of tensors")
+    return found

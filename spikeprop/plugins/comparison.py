@@ -23,6 +23,7 @@ from spikeprop.evaluate import Report
 from spikeprop.experiment.context import Context
 from spikeprop.experiment.settings import check_optimizer
 from spikeprop.learn import Callback, LearningRule, ProgressBar, Schedule, drop_progress, fit
+from spikeprop.plugins.pictures import draw_curves
 from spikeprop.plugins.reports import check_arms, progress_file, report_arms
 from spikeprop.recipe import Component
 from spikeprop.runtime.checks import positive
@@ -31,6 +32,11 @@ from spikeprop.runtime.labels import predicted, read_labels
 from spikeprop.runtime.seeding import seed_torch
 
 SMOKE_EXAMPLES = 64
+MEASURED = {  # what rules that iterate tell of an epoch, beside the loss
+    "angle": "angle to backprop (degrees)",
+    "residual": "residual of the relaxation",
+    "backward_passes": "cost (backward passes)",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,7 +110,15 @@ class RuleComparison:
     def run(self, context: Context) -> Report:
         """Run every arm and seed; finished ones are read from the folder."""
         self.check(here=True)
-        return report_arms(self.trained(context), self.baseline, context, seeds=self.seeds, epochs=self.epochs)
+        found = self.trained(context)
+        report = report_arms(found, self.baseline, context, seeds=self.seeds, epochs=self.epochs)
+        histories = {name: [one["history"] for one in runs if "history" in one] for name, runs in found.items()}
+        measured = {
+            name: runs for name, runs in histories.items() if any(MEASURED.keys() & epoch.keys() for r in runs for epoch in r)
+        }
+        if context.writes and measured:
+            draw_curves(measured, {"loss": "training loss", **MEASURED}, context.folder.path / "curves.png")
+        return report
 
     def trained(self, context: Context) -> dict[str, list[dict[str, Any]]]:
         """Results of every arm, in the order of seeds."""
@@ -164,7 +178,10 @@ class RuleComparison:
 
     def kept(self, history: list[dict[str, Any]]) -> dict[str, Any]:
         """What the report keeps of a training."""
-        return {"last_epoch": {key: value for key, value in history[-1].items() if key not in ("seconds", "lr")}}
+        return {
+            "history": [{k: v for k, v in epoch.items() if k in ("loss", "accuracy", *MEASURED)} for epoch in history],
+            "last_epoch": {key: value for key, value in history[-1].items() if key not in ("seconds", "lr")},
+        }
 
     def tested(self, name: str, model: nn.Module, data: LabelledData, device: torch.device) -> dict[str, Any]:
         """Figures of a trained network, with its "accuracy" in percent."""

@@ -49,7 +49,10 @@ def outline(network: Any) -> Outline:
     found.real_input, found.signed_input = not network.encoder.spikes, bool(getattr(network.encoder, "signed", False))
     for name, layer in network.named_layers():
         found.populations.append(_layer(name, layer, shapes))
-    found.output = found.populations[-1].name
+    last = found.populations[-1]
+    found.output = last.name
+    if network.read in ("last", "max") and isinstance(last, OutlinedLayer) and last.kind == "readout" and not last.leaks:
+        last.leaks = (0.0,)  # its potential is each step's value
     found.place()
     return found
 
@@ -197,6 +200,7 @@ def _pair(value: Any, after: Shape, one: int = 1) -> tuple[int, int]:
 
 
 def _same_padding(op: Any, sizes: dict[str, tuple[int, int]]) -> tuple[int, int]:
+    """Above and to the left; of a kernel of even size there is one more below and to the right."""
     if op.padding == "valid":
         return (0, 0)
     high, wide = (d * (k - 1) // 2 for d, k in zip(sizes["dilation"], sizes["kernel_size"]))

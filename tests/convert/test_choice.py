@@ -77,3 +77,39 @@ def test_a_call_that_cannot_be_completed_is_refused() -> None:
     for arguments, message in wrong:
         with pytest.raises(ConversionError, match=message):
             sp.convert(ann, images, **arguments)  # type: ignore[arg-type]
+
+
+def test_where_predictions_differ_more_levels_are_taken_and_the_share_is_told() -> None:
+    """Two hundred classes of random weights lie close together; the share in the note is counted again, from the outside."""
+    torch.manual_seed(0)
+    layers = [nn.Linear(24, width, bias=False) for width in (24, 24, 200)]
+    for layer in layers:
+        nn.init.kaiming_normal_(layer.weight)
+    ann, images = nn.Sequential(layers[0], nn.ReLU(), layers[1], nn.ReLU(), layers[2]).eval(), torch.randn(60, 24)
+    least = choose(None, None, 2).neuron.payload_bits
+    with torch.no_grad():
+        wanted = ann(images).argmax(1)
+        before = sp.convert(ann, images, GradedIF(levels=least), timesteps=2)
+        network = sp.convert(ann, images, timesteps=2)
+        one_bit = sp.convert(ann, images, timesteps=2, binary=True)
+        own = sp.convert(ann, images, calibrator=sp.Percentile(), timesteps=2)
+        share = {n: 100 * float((n(images, 2).argmax(1) == wanted).double().mean()) for n in (before, network, one_bit)}
+    (levels,) = {neuron.payload_bits for neuron in network.neurons().values()}
+    assert share[before] < 95 <= share[network]
+    assert levels > least
+    first, last = f"predicts as the ANN for {share[before]:.1f} %, and for ", f"{share[network]:.1f} % with {levels} levels"
+    assert network.notes[-1].startswith(first)
+    assert network.notes[-1].endswith(f"{last}, of 60 calibration images")
+    assert f"{share[one_bit]:.1f} %, of 60" in one_bit.notes[-1]
+    assert one_bit.notes[-1].endswith("take more steps")
+    assert {type(neuron) for neuron in one_bit.neurons().values()} == {SignedIF}
+    assert before.notes[-1].startswith("predicts as the ANN for")
+    assert {neuron.payload_bits for neuron in before.neurons().values()} == {least}
+    assert "levels, of 60" in own.notes[-1]
+
+
+def test_what_has_no_classes_is_not_compared() -> None:
+    ann, images = ann_and_images()
+    assert "predicts" not in "".join(sp.convert(ann, images[:15], timesteps=1).notes)
+    one = nn.Sequential(nn.Linear(6, 12), nn.ReLU(), nn.Linear(12, 1)).eval()
+    assert "predicts" not in "".join(sp.convert(one, images, timesteps=1).notes)

@@ -219,8 +219,8 @@ def test_a_factor_on_the_current_is_scaled_exactly(factor: Any, leaky: bool) -> 
     np.testing.assert_array_equal(record(from_nir(made), torch.from_numpy(x), 20)[0]["h"], spikes)
     inputs = np.broadcast_to(x[:, None], (5, 20, 3))
     np.testing.assert_array_equal(Simulator(lay_out(made)).run(inputs).spikes["h"], spikes)
-    for target in ("norse", "snntorch"):
-        written: Any = portable(made, target).nodes["h"]
+    for library in ("norse", "snntorch"):
+        written: Any = portable(made, library).nodes["h"]
         scaled: Any = lay_out(made).populations[0].theta
         np.testing.assert_allclose(scaled, theta / f)
         assert written.v_threshold.shape == (4,)

@@ -77,7 +77,7 @@ def test_the_file_runs_with_equal_spikes(tmp_path: Path, library: str, kind: str
     ours, output = record(network, torch.rand(3, *shape), STEPS)
     inputs = ours.pop(INPUT)
     assert all(0.01 < train.mean() < 0.9 for train in ours.values())
-    export(network, tmp_path / "n.nir", target=library)
+    export(network, tmp_path / "n.nir", library=library)
     theirs = LIBRARIES[library](nir.read(tmp_path / "n.nir"), inputs)
     np.testing.assert_allclose(theirs.detach().numpy().cumsum(1), output, rtol=1e-4, atol=1e-4)
 
@@ -114,12 +114,12 @@ def test_semantics_that_a_library_lacks_are_refused(tmp_path: Path, library: str
         (IF(reset="zero", v_init=0.5), f"v_init other than 0, and {library}'s neurons start at 0"),
     ):
         with pytest.raises(NirError, match=says):
-            export(small(neuron), file, target=library)
+            export(small(neuron), file, library=library)
     residual = convert(
         ResNet(depth=8, input_shape=(1, 8, 8), classes=3), [torch.rand(8, 1, 8, 8)], IF(reset="zero"), Percentile()
     )
     with pytest.raises(NirError, match="only a chain is written"):
-        export(residual, file, target=library)
+        export(residual, file, library=library)
     assert not file.exists()
     with pytest.raises(NirError, match="no way to write for 'brian'; known: norse, snntorch, sinabs"):
         portable(to_nir(small(IF(reset="zero"))), "brian")
@@ -134,14 +134,14 @@ def test_snntorch_misreads_the_file_that_is_not_rewritten(tmp_path: Path) -> Non
     assert not np.allclose(theirs.detach().numpy().cumsum(1), output, rtol=1e-2)
 
 
-@pytest.mark.parametrize("target", ["norse", "snntorch"])
-def test_a_delayed_readout_is_refused(target: str) -> None:
+@pytest.mark.parametrize("library", ["norse", "snntorch"])
+def test_a_delayed_readout_is_refused(library: str) -> None:
     network = convert(
         MLP(input_shape=(4,), classes=3, hidden=[6]), [torch.rand(8, 4)], IF(reset="zero"), Percentile(), encoder=Poisson()
     )
     network.readout.set(delay=5)
-    with pytest.raises(NirError, match=f"counts from step 5 on .*which {target} does not have"):
-        portable(to_nir(network), target)
+    with pytest.raises(NirError, match=f"counts from step 5 on .*which {library} does not have"):
+        portable(to_nir(network), library)
 
 
 READ_SINABS = """
@@ -202,19 +202,19 @@ def bounded(neuron: Neuron, shape: tuple[int, ...] = (5,), bias: bool = True) ->
     return network
 
 
-def exported(network: SpikingNetwork, target: str, tmp_path: Path) -> tuple[np.ndarray, np.ndarray]:
+def exported(network: SpikingNetwork, library: str, tmp_path: Path) -> tuple[np.ndarray, np.ndarray]:
     """Writes n.nir and x.npy; returns the inputs and the network's own outputs, one a step."""
     x = 0.5 + 0.5 * torch.rand(3, *network.input_shape)
     ours, output = record(network, x, STEPS)
     assert all(0.02 < train.mean() < 0.95 for name, train in ours.items() if name != INPUT)
-    export(network, tmp_path / "n.nir", target=target)
+    export(network, tmp_path / "n.nir", library=library)
     np.save(tmp_path / "x.npy", ours[INPUT])
     return ours[INPUT], output
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("target", "neuron", "shape"),
+    ("library", "neuron", "shape"),
     [
         ("sinabs", LIF(leak=0.7), (5,)),
         ("sinabs", IF(v_threshold=0.97), (5,)),
@@ -228,14 +228,14 @@ def exported(network: SpikingNetwork, target: str, tmp_path: Path) -> tuple[np.n
     ids=str,
 )
 def test_libraries_elsewhere_read_the_file_with_equal_outputs(
-    tmp_path: Path, target: str, neuron: Neuron, shape: tuple[int, ...]
+    tmp_path: Path, library: str, neuron: Neuron, shape: tuple[int, ...]
 ) -> None:
-    _, output = exported(bounded(neuron, shape, bias=target != "spyx"), target, tmp_path)
-    environment, script = ELSEWHERE[target]
+    _, output = exported(bounded(neuron, shape, bias=library != "spyx"), library, tmp_path)
+    environment, script = ELSEWHERE[library]
     try:
         python = environment.python(print)
     except SimulatorMissing as error:
-        pytest.skip(f"{target} cannot be installed: {error}")
+        pytest.skip(f"{library} cannot be installed: {error}")
     (tmp_path / "read.py").write_text(READ.format(reader=script))
     clean = {k: v for k, v in os.environ.items() if not k.startswith("PYTHON")}
     subprocess.run([python, "read.py", "n.nir", "x.npy", "y.npy"], cwd=tmp_path, env=clean, check=True)
@@ -254,7 +254,7 @@ def test_two_spikes_in_a_step_are_refused_where_a_reader_sends_them() -> None:
 
 
 @pytest.mark.parametrize(
-    ("target", "neuron", "says"),
+    ("library", "neuron", "says"),
     [
         ("sinabs", IF(reset="zero"), "resets to zero, and sinabs subtracts the threshold"),
         ("sinabs", CubaLIF(), "synaptic current that outlives its step, which sinabs does not read"),
@@ -268,9 +268,9 @@ def test_two_spikes_in_a_step_are_refused_where_a_reader_sends_them() -> None:
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_what_a_reader_does_not_do_is_refused(target: str, neuron: Neuron, says: str) -> None:
+def test_what_a_reader_does_not_do_is_refused(library: str, neuron: Neuron, says: str) -> None:
     with pytest.raises(NirError, match=says):
-        portable(to_nir(bounded(neuron)), target)
+        portable(to_nir(bounded(neuron)), library)
 
 
 def spyx_step(node: nir.CubaLIF, x: np.ndarray, state: list[np.ndarray]) -> np.ndarray:

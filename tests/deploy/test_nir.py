@@ -221,6 +221,23 @@ def test_the_graphs_precision_is_kept(tmp_path: Path, dtype: torch.dtype) -> Non
         assert (read == value).all(), name
 
 
+@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel:UserWarning")
+def test_padding_in_words_is_written_as_numbers_where_its_sides_are_equal(tmp_path: Path) -> None:
+    written: Any = [(nn.Conv2d(1, 4, 3, padding="same", dilation=2), (2, 2), (1, 6, 6)),
+                    (nn.Conv2d(1, 4, (2, 3), padding="same"), "same", (1, 6, 6)),
+                    (nn.Conv2d(1, 4, 3, padding="valid"), (0, 0), (1, 8, 8)),
+                    (nn.Conv1d(1, 4, 4, padding="same"), "same", (1, 36))]  # fmt: skip
+    for conv, held, shape in written:
+        readout = Layer([("a", Synapse([nn.Flatten(), nn.Linear(144, 3)]))], None)
+        layers = {"a": Layer([(INPUT, Synapse([conv]))], IF(v_threshold=0.25)), "out": readout}
+        network = SpikingNetwork(layers, Direct(), shape).eval()
+        assert next(node for node in to_nir(network).nodes.values() if type(node).__name__.startswith("Conv")).padding == held
+        assert network.fits("loihi2")
+        assert_round_trip(tmp_path, network)
+        unequal = [f.what for f in network.fits("speck").findings if f.what == "a padding of unequal sides"]
+        assert len(unequal) == (held == "same" and len(shape) == 3)
+
+
 def test_padding_same_is_read_unless_it_is_strided() -> None:
     def graph(stride: int) -> nir.NIRGraph:
         conv = nir.Conv2d(

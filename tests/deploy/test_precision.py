@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from spikeprop_hardware import HardwareError, budget, lay_out, quantize
+from spikeprop_hardware.targets import Generic
 
 from spikeprop import CNN, IF, Digits, ThresholdBalancing, convert
 from spikeprop.deploy import bits_curve, mixed_precision, sensitivity, to_nir
@@ -83,7 +84,7 @@ def test_fewer_bits_take_fewer_cores() -> None:
 
 
 def chip(**changes: Any) -> Any:
-    return SimpleNamespace(**{"name": "small", "weight_bits": 8, "state_bits": 24, "per_channel": False, **changes})
+    return Generic(**{"name": "small", "per_channel": False, **changes})
 
 
 def test_a_targets_widths_are_kept_to() -> None:

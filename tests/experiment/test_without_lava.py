@@ -26,5 +26,5 @@ def test_a_run_without_lava_finishes_on_the_reference_and_check_warns(tmp_path: 
     assert simulated["backend"] == "reference"
     assert simulated["spikes_equal"]
     assert "/nowhere" in simulated["why"]
-    assert simulated["chip"]["energy_model"] == "chip estimate, first Loihi"
+    assert [row["model"] for row in simulated["chip"]["energy"]["rows"]][-1] == "loihi2"
     assert "not on Lava" in ran.output

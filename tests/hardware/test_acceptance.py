@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from itertools import product
 from typing import Any
 
 import nir
@@ -134,13 +135,14 @@ def test_a_limit_or_a_number_of_steps_that_is_none_is_refused() -> None:
 
 
 def test_the_error_of_every_grid_is_the_computed_one() -> None:
-    """By brute force, far outside the window that is looked at first, for ordinary weights and for one large one."""
-    for values in (RNG.normal(size=400), np.append(RNG.normal(size=4000), 300.0), np.ones(9), np.zeros(3)):
+    """By brute force, far outside the window that is looked at first, for ordinary weights and one large one, in 8 and 2 bits."""
+    kinds = RNG.normal(size=400), np.append(RNG.normal(size=4000), 300.0), np.ones(9), -np.ones(9), np.zeros(3)
+    for values, (low, high) in product(kinds, ((-128, 127), (-2, 1))):
         connection: Any = Connection("x", lay_out(layer(values.reshape(1, -1))).populations[0].connections[0].matrix)
-        table = WeightErrors(connection)
+        table = WeightErrors(connection, (low, high))
         for n in range(-400, 700, 37):
             grid = 2.0 ** (n / 32)
-            held = np.clip(np.rint(values * grid), -127, 127) / grid
+            held = np.clip(np.rint(values * grid), low, high) / grid
             true = np.sqrt(((held - values) ** 2).sum() / ((values**2).sum() or 1.0))
             assert table.at(n) == pytest.approx(true, rel=1e-9, abs=1e-9)
         for start in (-300, 0, 160, 400):
@@ -341,7 +343,7 @@ def test_equal_rows_are_counted_as_often_as_they_are_there(monkeypatch: pytest.M
     rows = [kinds[i % 5 if i % 3 else 0] for i in range(60)]
     ends = np.cumsum([0, *map(len, rows)])
     matrix = sparse.csr_matrix((np.concatenate(rows), np.concatenate([np.arange(len(r)) for r in rows]), ends), shape=(60, 30))
-    wanted = np.unique(np.abs(matrix.data), return_counts=True)
+    wanted = np.unique(matrix.data, return_counts=True)
     monkeypatch.setattr("spikeprop_hardware.grids.MANY", 1)
     for ours, theirs in zip(_counted(matrix), wanted):
         np.testing.assert_array_equal(ours, theirs)

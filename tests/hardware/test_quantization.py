@@ -15,6 +15,7 @@ from spikeprop_hardware import HardwareError, NirError, Recording, quantize, sim
 from spikeprop_hardware.environment import lava_python
 from spikeprop_hardware.integer import IntegerNetwork, load, save
 from spikeprop_hardware.network import lay_out
+from spikeprop_hardware.quantization import Widths, quantize_network
 from spikeprop_hardware.reading import read_nir
 from spikeprop_hardware.reference import Simulator
 
@@ -24,6 +25,18 @@ from tests.hardware.random_networks import KINDS, random_network
 from tests.hardware.test_lava import lava_or_skip, network_of
 
 SEEDS = range(2 * len(KINDS))
+
+
+def test_two_bits_are_minus_two_to_one_and_a_sign_and_a_size_are_minus_one_to_one() -> None:
+    weights = np.random.default_rng(0).choice([-2.0, -1.0, 0.0, 1.0], (6, 40))
+    shape = {"input": np.array([40])}, {"output": np.array([6])}
+    nodes = {"x": nir.Input(shape[0]), "w": nir.Linear(weights), "y": nir.Output(shape[1])}
+    graph = nir.NIRGraph(nodes, [("x", "w"), ("w", "y")], type_check=False)
+    whole, (report,) = quantize(graph, bits=2)
+    assert np.array_equal(whole.populations[0].connections[0].matrix.toarray(), weights)
+    assert (report.weight_error, report.saturated, report.bits) == (0, 0, 2)
+    symmetric = quantize_network(lay_out(graph), widths=Widths(bits=2, symmetric=True)).network
+    assert set(symmetric.populations[0].connections[0].matrix.data.tolist()) == {-1, 1}  # as many -2 as -1: no zeros
 
 
 @pytest.mark.parametrize("seed", SEEDS)
@@ -40,7 +53,7 @@ def test_integers_stand_for_the_networks_numbers(seed: int) -> None:
         for connection, held in zip(real.connections, chip.connections):
             x = integers.input_scale if held.source == integers.input else 1.0
             mantissas = held.matrix.toarray()
-            assert np.abs(mantissas).max() <= 127
+            assert -128 <= mantissas.min() <= mantissas.max() <= 127
             grid = 2.0 ** (held.exponent + 1) * x / chip.scale
             error = np.abs(mantissas * grid - connection.matrix.toarray())
             assert (error <= grid * (0.5 + 1e-9)).mean() > 0.97  # the rest is clipped

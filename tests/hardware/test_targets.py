@@ -18,15 +18,16 @@ from spikeprop_hardware.targets import TARGETS, Generic, Loihi2, Speck, Target, 
 from spikeprop_hardware.targets.energy import access_joules, energy_table
 from spikeprop_hardware.targets.fitting import fits
 from spikeprop_hardware.targets.target import LAYERS, NEURONS, POOLINGS, RESETS
-from spikeprop_hardware.vendors import loihi1, xylo
+from spikeprop_hardware.vendors import loihi1, speck, xylo
 from torch import nn
 
 from spikeprop.ann import VGG
 from spikeprop.convert import spiking as from_module
 from spikeprop.convert.graph import to_spiking
-from spikeprop.deploy import VENDORS, RunOn, compare, export, simulate_on_chip, to_nir
+from spikeprop.deploy import VENDORS, RunOn, compare, export, from_nir, rounded_on_chip, simulate_on_chip, to_nir
 from spikeprop.deploy.vendor import _readout as chip_output
 from spikeprop.errors import NirError
+from spikeprop.evaluate import count_macs
 from spikeprop.snn import (
     IF,
     LIF,
@@ -43,13 +44,16 @@ from spikeprop.snn import (
 )
 from spikeprop.snn.outline import outline
 from tests.hardware import counting
+from tests.hardware.random_chains import KINDS as CHAINS
+from tests.hardware.random_chains import drawn
 from tests.hardware.random_networks import KINDS, random_network
+from tests.hardware.test_vendors import in_pytorch
 
 
 @pytest.mark.parametrize("chip", TARGETS.values(), ids=TARGETS)
 def test_what_is_said_of_a_chip_has_its_source_and_what_has_none_is_not_said(chip: Target) -> None:
     values = {field.name: getattr(chip, field.name) for field in fields(chip)}
-    said = {name for name, value in values.items() if value is not None} - {"name", "simulator"}
+    said = {name for name, value in values.items() if value is not None} - {"name", "simulator", "unsimulated"}
     assert said == chip.sources.keys()
     assert all(chip.sources.values())
     for own, known in ((chip.neurons, NEURONS), (chip.resets, RESETS), (chip.layers, LAYERS), (chip.poolings, POOLINGS)):
@@ -193,6 +197,13 @@ def test_what_a_chip_s_own_arithmetic_refuses_is_found_before() -> None:
             xylo.lower(lay_out(to_nir(network)))
     biased = SpikingNetwork({"a": currents("input", 6, 5, bias=True, reset="zero"), "o": one}, Poisson(), (6,))
     assert wrong(biased, "loihi1") == [("a", "a bias")]
+    for read in ("last", "max"):
+        network = spiking(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 3), shape=(6,), neuron=lambda: IF(reset="zero"))
+        network.read = read
+        assert wrong(network, "loihi1") == [("2", "the output is the last or the largest of its values")]
+        assert network.fits("speck").findings[-1].stops is False  # the host reads it
+        with pytest.raises(HardwareError, match="forgets its potential at once"):
+            loihi1.lower(lay_out(to_nir(network)))
     with pytest.raises(HardwareError, match="bias beside a synaptic current"):
         loihi1.lower(lay_out(to_nir(biased)))
     assert not wrong(spiking(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 3), shape=(6,), neuron=lambda: IF(reset="zero")), "loihi1")
@@ -219,6 +230,23 @@ def test_events_counted_in_frames_run_on_a_chip_of_spikes_and_falls_do_not(chip:
     assert wrong(network, chip) == [("input", "the input is spikes of both signs (Delta)")]
     network.encoder = Delta(signed=False)
     assert wrong(network, chip) == []
+
+
+@pytest.mark.parametrize("chip", VENDORS)
+def test_whatever_a_chip_s_own_arithmetic_refuses_is_found_or_noted_before(chip: str) -> None:
+    """Random networks of all kinds: where ``fits`` finds and notes nothing, ``lower`` makes integers."""
+    lower, least = {"loihi1": loihi1.lower, "speck": speck.lower, "xylo": xylo.lower}[chip], replace(target(chip), inputs=None)
+    fitting = 0
+    for seed in range(4 * len(CHAINS)):
+        graph, _, _ = drawn(seed)
+        if in_pytorch(graph):
+            network = from_nir(graph, encoder=Poisson())
+            fit = network.fits(least)
+            noted = any("simulators here do not" in finding.why for finding in fit.findings)
+            if fit and not noted:
+                lower(lay_out(graph))
+                fitting += 1
+    assert fitting >= 2
 
 
 def test_a_dense_layer_on_speck_is_a_kernel_over_the_map_before_it() -> None:
@@ -344,6 +372,11 @@ def test_a_network_runs_in_the_chip_s_own_arithmetic(chip: str, tmp_path: Path) 
         parameter.data.abs_() if chip == "loihi1" else None  # else its potentials fall beyond 24 bits, which is refused
     export(network.eval(), tmp_path / "n.nir")
     images, labels = torch.rand(20, 12), torch.zeros(20, dtype=torch.int64)
+    of_weights = {layer["name"]: layer for layer in rounded_on_chip(network, chip, 30)}
+    assert {layer["bits"] for layer in of_weights.values()} == {8}
+    assert all(1e-4 < layer["weight_error"] < 0.02 for layer in of_weights.values())
+    counts = {"loihi1": [120, 60, 18], "speck": [120, 60], "xylo": [120, 60]}[chip]
+    assert [layer["weights"] for layer in of_weights.values()] == counts
     found = simulate_on_chip(network, tmp_path / "n.nir", images, labels, 30, print, chip)
     (first, ours), *_ = found["layers"].items()
     assert found["layers"].keys() == {first, {"0": "2", "l0": "l1"}[first]}
@@ -421,6 +454,25 @@ def test_energies_by_hand_and_the_network_that_loses_is_told() -> None:
     assert energy_table(outline(network), many, 100).advice.startswith("the spiking network loses: ")
     none = [replace(layer, spikes=0, events=0, synops=0) for layer in sent]
     assert energy_table(outline(network), none, 1).advice.startswith("the spiking network wins: 0 to 0 times")
+
+
+def test_a_module_that_the_ann_applies_twice_is_counted_twice_and_one_around_a_sum_once() -> None:
+    class Network(nn.Module):
+        def __init__(self, around: bool):
+            super().__init__()
+            self.first, self.shared, self.last, self.around = nn.Linear(6, 6), nn.Linear(6, 6), nn.Linear(6, 2), around
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            a = self.first(x).relu()
+            b = self.shared(a).relu()
+            return self.last((self.shared(b) if not self.around else a + b).relu())
+
+    for around, macs in ((False, 3 * 36 + 12), (True, 2 * 36 + 12)):
+        ann = Network(around)
+        drawn_ = outline(to_spiking(ann, IF, Poisson(), (6,)))
+        quiet = [Activity(name=p.name, spikes=0, payload_bits=1, events=0, synops=0) for p in drawn_.populations[:-1]]
+        still = Activity(name="input", spikes=0, payload_bits=1, events=0, synops=0)
+        assert energy_table(drawn_, [still, *quiet], 4).macs == macs == count_macs(ann, (6,))
 
 
 def test_memory_costs_what_the_published_points_say() -> None:

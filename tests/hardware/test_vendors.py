@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from spikeprop_hardware import HardwareError, Simulator, SimulatorMissing, environment, lay_out, read_nir
 from spikeprop_hardware.environment import Environment
-from spikeprop_hardware.quantization import Widths, quantize_network
+from spikeprop_hardware.quantization import quantize_network
 from spikeprop_hardware.vendors import loihi1, speck, xylo
 
 from spikeprop.deploy import from_nir
@@ -171,8 +171,7 @@ def test_a_layer_on_loihi_1_is_late_by_the_synapses_before_it() -> None:
         if "loihi1" not in on_chips(graph, padded):
             continue
         chip = loihi1.simulate(on_chips(graph, padded)["loihi1"][0], padded)
-        widths = Widths(exponents=loihi1.EXPONENTS)
-        plain = quantize_network(replace(network, encoder="Poisson"), 2, padded.shape[1], widths).network
+        plain = quantize_network(replace(network, encoder="Poisson"), 2, padded.shape[1], loihi1.WIDTHS).network
         ours = Simulator(plain, threads=1).run(counts)
         for p in network.populations:
             expected = ours.spikes.get(p.name, ours.output)

@@ -149,8 +149,34 @@ class Two(Skip):
 
 
 class Pair(Skip):
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
-        return self.a(x), self.b(x)
+    def forward(self, x: Tensor) -> tuple[Tensor, int]:  # type: ignore[override]
+        return self.a(x), 1
+
+
+class Shared(nn.Module):
+    """A parameter of the network's own that two layers use, the second time transposed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.w, self.b = nn.Parameter(torch.randn(4, 4)), nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.tanh(self.b(torch.tanh(x @ self.w))) @ self.w.t()
+
+
+@pytest.mark.parametrize("cuts", [None, ["b"]])
+def test_segments_that_share_a_parameter_each_add_to_its_gradient(cuts: list[str] | None) -> None:
+    torch.manual_seed(3)
+    model, x = Shared().double(), torch.rand(5, 4).double()
+    plain = copy.deepcopy(model)
+    plain(x).square().sum().backward()
+    graph = segment_graph(model, cuts)
+    assert list(graph.shared()) == ["w"]
+    backprop(graph, x, 2 * SegmentPass(graph, x).output)
+    for p, q in zip(model.parameters(), plain.parameters()):
+        assert p.grad is not None
+        assert q.grad is not None
+        assert (p.grad - q.grad).abs().max() <= 1e-12
 
 
 @pytest.mark.parametrize(

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from spikeprop.plugins.aad import BlackScholes, Sobol
 from spikeprop.plugins.aad.closed_forms import black_scholes
-from spikeprop.plugins.aad.engine import _finished, _Tally
 from spikeprop.plugins.aad.paths import Batch
+from spikeprop.plugins.aad.tally import Tally, finished
 
 VOLATILITY, RATE = 0.2, 0.02
 MODEL = BlackScholes(spot=100, volatility=VOLATILITY, rate=RATE)
@@ -77,11 +77,11 @@ def coverage(case: str, points: int, scramblings: int, repeats: int) -> dict[int
     )
     generator, found = np.random.default_rng(0), {}
     for count in COUNTS:
-        tally = _Tally()
+        tally = Tally()
         for chosen in generator.integers(0, scramblings, (count, repeats)):
             tally.add(points, pool[chosen])  # one scrambling of each interval
         paths = Sobol(paths=points * count, scramblings=count)
-        low, high = _finished(tally, paths, torch.full((repeats,), spread, dtype=torch.float64)).interval()
+        low, high = finished(tally, paths, torch.full((repeats,), spread, dtype=torch.float64)).interval()
         found[count] = float(((low <= expected) & (expected <= high)).double().mean())
     return found
 

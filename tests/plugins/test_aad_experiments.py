@@ -98,8 +98,8 @@ def signal_at(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, number: in
     ("recipe", "overrides", "owner", "name", "at", "most"),
     [
         ("aad_differential", ["seeds=[0]", "sizes=[512]", "epochs=20", "dimension=2"], twin._Scale, "loss", 9, 10),
-        ("aad_barrier", ["paths.paths=8192", "repeats=1"], engine, "_value_and_adjoints", 6, 6),
-        ("aad_barrier", ["paths.paths=8192", "repeats=1", "threads=2"], engine, "_value_and_adjoints", 6, 12),
+        ("aad_barrier", ["paths.paths=8192", "repeats=1"], engine, "_values_and_adjoints", 6, 6),
+        ("aad_barrier", ["paths.paths=8192", "repeats=1", "threads=2"], engine, "_values_and_adjoints", 6, 12),
     ],
 )
 def test_a_signal_stops_within_a_stage(

@@ -23,7 +23,7 @@ def run(recipe: Recipe, path: Path) -> Report:
 
 
 def rules(*overrides: str) -> Recipe:
-    relaxed = "{use: spikeprop.plugins.ActivationRelaxation, step_size: 1.0, backward_weights: learnt}"
+    relaxed = "{use: spikeprop.plugins.ActivationRelaxation, step_size: 1.0, backward_weights: learnt, measure_angle: true}"
     arms = f"arms={{backprop: Backprop, relaxed: {relaxed}}}"
     return load_recipe("mnist_mlp_ar", [*DIGITS, "ann.hidden=[16]", "epochs=2", "batch_size=32", arms, *overrides])
 
@@ -79,3 +79,13 @@ def test_invalid_transfer_is_refused(override: str, says: str) -> None:
     with pytest.raises(RecipeError, match=says):
         transfer(override).experiment.check()
     assert isinstance(transfer().experiment, Transfer)
+
+
+def test_what_rules_measure_is_kept_by_epoch_and_drawn(tmp_path: Path) -> None:
+    arms = run(rules("seeds=[3]"), tmp_path).values["arms"]
+    assert [set(epoch) for epoch in arms["backprop"]["runs"][0]["history"]] == [{"loss", "accuracy"}] * 2
+    for epoch in arms["relaxed"]["runs"][0]["history"]:
+        assert epoch["angle"] > 1
+        assert epoch["residual"] < 1e-5
+        assert epoch["backward_passes"] == 1
+    assert (tmp_path / "curves.png").stat().st_size > 5000

@@ -18,6 +18,8 @@ from spikeprop.plugins.interlocking.work import Place
 from spikeprop.runtime.processes import group
 from tests.forked import spawn
 from tests.learn.test_fit import small_ann, uninterrupted_and_resumed, weights
+from tests.learn.test_segments import Shared
+from tests.plugins.test_activation_relaxation import TwoOutputs
 
 
 def resnet(seed: int = 0) -> BasicResNet:
@@ -38,7 +40,7 @@ def batch(size: int = 6) -> tuple[Tensor, Tensor]:
 
 
 def by_definition(model: nn.Module, rule: Interlocking, x: Tensor, y: Tensor) -> list[Tensor]:
-    """The gradient of each parameter: that of its segment's loss, through the complete graph."""
+    """The gradient of each parameter: that of the losses that its segment follows, through the complete graph."""
     graph = rule.graph(model)
     outputs, h = [], x
     for segment in graph.segments:
@@ -47,20 +49,23 @@ def by_definition(model: nn.Module, rule: Interlocking, x: Tensor, y: Tensor) ->
     count = len(outputs)
     found: dict[int, Tensor] = {}
     for i, segment in enumerate(graph.segments):
-        target = min(i + (rule.reach or count) - 1, count - 1)
-        scores = outputs[target] if target == count - 1 else rule.own[str(target)](outputs[target])
+        furthest = min(i + (rule.reach or count) - 1, count - 1)
+        seen = [furthest] if rule.combine == "furthest" or rule.reach is None else range(i, furthest + 1)
+        losses = [rule.loss(outputs[j] if j == count - 1 else rule.own[str(j)](outputs[j]), y) for j in seen]
+        loss = torch.stack(losses).sum() / (len(losses) if rule.combine == "mean" else 1)
         parameters = segment.parameters()
-        grads = torch.autograd.grad(rule.loss(scores, y), parameters, retain_graph=True)
+        grads = torch.autograd.grad(loss, parameters, retain_graph=True)
         found |= {id(p): g for p, g in zip(parameters, grads)}
     return [found[id(p)] for p in model.parameters()]
 
 
 @pytest.mark.parametrize("loss", [CrossEntropy(), SquaredError()], ids=lambda v: type(v).__name__)
 @pytest.mark.parametrize("reach", [1, 2, 3, 4, None])
-def test_each_segment_follows_one_loss(reach: int | None, loss: Any) -> None:
+@pytest.mark.parametrize("combine", ["furthest", "mean", "sum"])
+def test_each_segment_follows_its_losses(combine: Any, reach: int | None, loss: Any) -> None:
     model = resnet().double().train()
     x, y = batch()
-    rule = prepared(model, reach=reach, loss=loss)
+    rule = prepared(model, reach=reach, combine=combine, loss=loss)
     expected = by_definition(copy.deepcopy(model), _same(rule, copy.deepcopy(model)), x, y)
     plain = copy.deepcopy(model)
     told = rule.step(model, x, y)
@@ -72,14 +77,14 @@ def test_each_segment_follows_one_loss(reach: int | None, loss: Any) -> None:
     assert torch.equal(told["scores"], scores)
     for a, b in zip(model.buffers(), plain.buffers()):
         assert torch.equal(a, b)  # batch statistics: once
-    if reach in (4, None):
+    if reach is None or (reach == 4 and combine == "furthest"):
         loss(scores, y).backward()
         assert all((p.grad - q.grad).abs().max() <= 1e-10 for p, q in zip(model.parameters(), plain.parameters()))  # type: ignore[operator]
         assert not rule.own
 
 
 def _same(rule: Interlocking, model: nn.Module) -> Interlocking:
-    other = Interlocking(cuts=rule.cuts, reach=rule.reach, head=rule.head, loss=rule.loss)
+    other = Interlocking(cuts=rule.cuts, reach=rule.reach, combine=rule.combine, head=rule.head, loss=rule.loss)
     other.own.update({name: copy.deepcopy(head) for name, head in rule.own.items()})
     other.graph(model)
     return other
@@ -124,7 +129,11 @@ def test_messages_between_segments() -> None:
     assert [p.received() for p in places] == [[2], [2, 3], [3, 4], [4], []]
     assert [p.sent() for p in places] == [[], [2], [2, 3], [3, 4], [4]]
     assert [p.others() for p in places] == [[2], [2, 3], [3, 4], [4], []]
-    for place in places:
+    mean = [Place(i, 5, 3, "mean") for i in range(5)]
+    assert [p.weights for p in mean[2:]] == [dict.fromkeys((2, 3, 4), 1 / 3), {3: 0.5, 4: 0.5}, {4: 1.0}]
+    assert [p.received() for p in mean] == [[1, 2], [2, 3], [3, 4], [4], []]
+    assert [p.sent() for p in mean] == [[], [1, 2], [2, 3], [3, 4], [4]]
+    for place in (*places, *mean):
         done = place.order(3)
         assert sorted(m for kind, m, _ in done if kind == "F") == [0, 1, 2]
         assert {(m, j) for kind, m, j in done if kind == "V"} >= {(m, j) for m in range(3) for j in place.others()}
@@ -159,6 +168,8 @@ class Tied(nn.Module):
     ("model", "settings", "says"),
     [
         (Tied(), {"cuts": ["a"]}, r"a\.weight is used in the segments a and b, which follow different losses: do not share"),
+        (Shared(), {"cuts": ["b"]}, r"weight sharing: w is used in the segments b and matmul.*, which follow different losses"),
+        (TwoOutputs(), {"cuts": ["a"]}, r"needs a network with one output; this one's are a, b"),
         (resnet(), {"cuts": 99}, "at most"),
         (resnet(), {"cuts": ["features.3.residual.0"]}, "more than one value leaves|reads"),
         (resnet(), {"cuts": 4, "reach": 1, "head": TokenHead()}, r"TokenHead reads tokens"),
@@ -179,28 +190,31 @@ def test_invalid_settings_and_missing_prepare_are_refused() -> None:
 # processes --------------------------------------------------------------------------------------------------------------------
 
 
-def _one_of_many(rank: int, world: int, reaches: list[int | None], folder: str) -> None:
+def _one_of_many(rank: int, world: int, kinds: list[tuple[int | None, Any]], folder: str) -> None:
     import torch.distributed as dist
 
     torch.set_num_threads(1)
     with group(dist.FileStore(f"{folder}/store", world), rank, world):
-        for reach in reaches:
+        for reach, combine in kinds:
             model = resnet().double().train()
-            rule = prepared(model, cuts=world, reach=reach, microbatches=2)
+            rule = prepared(model, cuts=world, reach=reach, combine=combine, microbatches=2)
             x, y = batch(8)
             process = SegmentProcess(model, rule, x)
             losses = process.train([(x, y), (x.flip(0), y.flip(0))], torch.optim.SGD(process.parameters(), lr=0.1))
             names = {id(p): n for n, p in model.named_parameters()}
             own = {names[id(p)]: [p.detach(), p.grad] for p in process.segment.parameters()}
-            torch.save((own, losses, process.clock.idle, process.clock.busy), f"{folder}/{reach}.{rank}.pt")
+            torch.save((own, losses, process.clock.idle, process.clock.busy), f"{folder}/{reach}.{combine}.{rank}.pt")
 
 
-@pytest.mark.parametrize(("world", "reaches"), [(2, [1]), (4, [2, None])], ids=["2", "4"])
-def test_processes_give_the_gradients_of_one_process(world: int, reaches: list[int | None], tmp_path: Path) -> None:
-    spawn(_one_of_many, (world, reaches, str(tmp_path)), nprocs=world)
-    for reach in reaches:
+KINDS: list[tuple[int | None, Any]] = [(2, "furthest"), (2, "mean"), (3, "sum"), (None, "mean")]
+
+
+@pytest.mark.parametrize(("world", "kinds"), [(2, [(1, "mean")]), (4, KINDS)], ids=["2", "4"])
+def test_processes_give_the_gradients_of_one_process(world: int, kinds: list[tuple[int | None, Any]], tmp_path: Path) -> None:
+    spawn(_one_of_many, (world, kinds, str(tmp_path)), nprocs=world)
+    for reach, combine in kinds:
         model = resnet().double().train()
-        rule = prepared(model, cuts=world, reach=reach, microbatches=2)
+        rule = prepared(model, cuts=world, reach=reach, combine=combine, microbatches=2)
         optimizer = torch.optim.SGD(rule.param_groups(model), lr=0.1)
         x, y = batch(8)
         told = {}
@@ -210,7 +224,7 @@ def test_processes_give_the_gradients_of_one_process(world: int, reaches: list[i
             optimizer.step()
         seen = set()
         for rank in range(world):
-            own, losses, idle, busy = torch.load(tmp_path / f"{reach}.{rank}.pt", weights_only=True)
+            own, losses, idle, busy = torch.load(tmp_path / f"{reach}.{combine}.{rank}.pt", weights_only=True)
             for name, (value, grad) in own.items():
                 p = model.get_parameter(name)
                 assert p.grad is not None

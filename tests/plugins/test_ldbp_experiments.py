@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -17,7 +18,7 @@ from spikeprop.evaluate import Report
 from spikeprop.experiment.context import Context
 from spikeprop.experiment.run_folder import RunFolder
 from spikeprop.learn import load_checkpoint, load_latest
-from spikeprop.plugins.ldbp_pmd import training
+from spikeprop.plugins.ldbp_pmd import start, training
 from spikeprop.plugins.ldbp_pmd.summary import summarise
 from spikeprop.recipe import Recipe, load_recipe
 from spikeprop.runtime.signals import deferred_signals
@@ -31,9 +32,11 @@ def single(*overrides: str) -> Recipe:
 
 
 def pmd(*overrides: str) -> Recipe:
-    few = "{iterations: 30, batch: 8, lr: 0.0, rotation_lr: 0.05, dgd_lr: 0.01, every: 10}"
+    few = "{iterations: 8, batch: 8, lr: 5e-4, rotation_lr: 2e-3, dgd_lr: 5e-4, decay: 2, every: 5}"
+    alone = "{iterations: 20, batch: 8, lr: 0.0, rotation_lr: 0.05, dgd_lr: 0.01, every: 10}"
     return load_recipe("ldbp_pmd", [
-        *SMALL, "realisations=[0, 1]", "changes=1", "fibre.spans=2", "launch_powers_dbm=[4.0, 8.0]", f"training={few}",
+        *SMALL, "realisations=[0, 1]", "changes=1", "repeats=1", "starts=1", "fibre.spans=2", "launch_powers_dbm=[4.0, 8.0]",
+        "drift={updates: 1, iterations: 5, blocks: 8}", f"training={few}", f"search={alone}",
         "pretraining={iterations: 10, batch: 16, lr: 1e-3}", *overrides,
     ])  # fmt: skip
 
@@ -46,14 +49,19 @@ def before_step(monkeypatch: pytest.MonkeyPatch, number: int, act: Callable[[], 
     """Call a function before a training step, counted over all trainings; the returned list grows with each step."""
     original, steps = training._advance, []
 
-    def advance(*args: Any) -> None:
+    def advance(*args: Any) -> float:
         steps.append(len(steps) + 1)
         if len(steps) == number:
             act()
-        original(*args)
+        return original(*args)
 
     monkeypatch.setattr(training, "_advance", advance)
     return steps
+
+
+@pytest.fixture(autouse=True)
+def _short_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(start, "MOST", 25)
 
 
 def interrupt() -> None:
@@ -73,7 +81,7 @@ def results(folder: Path, report: Report) -> tuple[dict[str, Any], dict[str, byt
     return values, {f"{file}: {k}": v.numpy().tobytes() for file, tensors in files.items() for k, v in tensors.items()}
 
 
-@pytest.mark.parametrize(("make", "steps", "at"), [(single, 50, 38), (pmd, 170, 165)])
+@pytest.mark.parametrize(("make", "steps", "at"), [(single, 50, 38), (pmd, 185, 178)])
 def test_interrupted_run_resumes_to_the_same_report(
     make: Any, steps: int, at: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -85,7 +93,7 @@ def test_interrupted_run_resumes_to_the_same_report(
         with pytest.raises(Stopped), deferred_signals(lambda _: None):
             run(recipe, stopped)
     (progress,) = stopped.glob("*.progress.safetensors")
-    assert load_latest(progress).description["iteration"] == at - (25 if make is single else 140)
+    assert len(load_latest(progress).description["errors"]) == at - (25 if make is single else 170)
     left = before_step(monkeypatch, 0, interrupt)
     assert results(stopped, run(recipe, stopped)) == results(tmp_path / "whole", whole)
     assert len(left) == steps - at  # the current step was finished and saved
@@ -126,28 +134,40 @@ def _single_learns(values: dict[str, Any]) -> None:
 def _pmd_is_found(values: dict[str, Any]) -> None:
     peaks = {arm: found["mean"] for arm, found in values["peak_db"].items()}
     assert peaks["LDBP + least squares"] > peaks["dispersion undone + least squares"]
-    assert all(curve[-1][1] > curve[0][1] + 6 for curve in values["curves"])
+    assert peaks["LDBP-PMD"] > peaks["LDBP + LMS"]
+    assert peaks["DBP, PMD known"] > peaks["DBP + least squares"]
+    assert values["bits"]["4"]["LDBP-PMD"]["bits"] == 2 * 10 * 64 * 2 * 4
+    (again,) = values["repeats"]
+    assert abs(again["other_db"] - values["curves"][0][-1][1]) < 3
+    assert again["random"][-1][1] > again["random"][0][1]
     (change,) = values["changes"]
     assert change["before"] == values["curves"][0][-1][1]  # the receiver that was trained, on the same blocks
-    assert change["curve"][0][1] < change["before"] - 3
-    assert change["curve"][-1][1] > change["curve"][0][1] + 3
+    assert change["alone"]["curve"][0][1] == change["after"] < change["before"] - 3
+    assert change["alone"]["curve"][-1][1] > change["after"] + 1
+    assert change["equalizer"]["curve"][0][1] > change["before"] - 3
+    assert len(values["drift"]["after"]) == 1
 
 
 def test_summary_equals_hand_computed_values() -> None:
-    free = {2.0: {"LDBP": 20.0}, 4.0: {"LDBP": 21.0}}
-    curve = [[0, 1.0], [10, 20.5], [20, 20.6]]
+    free = {power: {"arms": {"LDBP": {"snr": snr}}, "curves": []} for power, snr in ((2.0, 20.0), (4.0, 21.0))}
+    curve = [[0, 1.0], [10, 20.5], [20, 20.6], [30, 22.0]]
 
     def one(ours: float, reference: float) -> dict[str, Any]:
-        return {"DBP + LMS": reference, "LDBP + least squares": reference + 0.5, "LDBP-PMD": ours, "curve": curve, "dgd_ps": 3.0}
+        arms = {
+            "LDBP + LMS": {"snr": reference, "gmi": 3.0, "errors": 5, "bits": 100},
+            "LDBP-PMD": {"snr": ours, "gmi": 3.5, "errors": 1, "bits": 100},
+        }
+        return {"arms": arms, "curve": curve, "plateau": 20, "dgd_ps": 3.0}
 
     found = {2.0: [one(19.0, 18.0), one(20.6, 18.2)], 4.0: [one(20.8, 19.0), one(20.4, 19.2)]}
     values = summarise("x", [0, 1], free, found)
     assert values["best_power_dbm"] == 4.0
     assert values["peak_db"]["LDBP-PMD"]["values"] == [20.8, 20.6]
     assert values["gap_db"]["mean"] == pytest.approx(21 - 20.7)
-    assert values["gain_db"]["DBP + LMS"]["mean"] == pytest.approx(20.7 - 19.1)
-    assert values["closed"]["DBP + LMS"]["share"] == pytest.approx(1.6 / 1.9)
-    assert values["iterations_to_1_percent"]["values"] == [10, 10]
+    assert values["gain_db"]["LDBP + LMS"]["mean"] == pytest.approx(20.7 - 19.1)
+    assert values["bits"]["4"]["LDBP + LMS"] | {"gmi": 0} == {"gmi": 0, "errors": 10, "bits": 200, "ber": 0.05}
+    assert values["iterations_to_1_percent"]["values"] == [10, 10]  # of the peak at constant rates, 20.6
+    assert values["iterations"]["4"]["mean"] == 30
 
 
 @pytest.mark.parametrize(
@@ -166,6 +186,12 @@ def test_summary_equals_hand_computed_values() -> None:
         (single, "train_blocks=0", "train_blocks is 0"),
         (pmd, "backward.dgd_taps=0", r"fibre\.pmd and backward\.dgd_taps must be positive"),
         (pmd, "changes=2", r"changes is 2; 2 realisations allow 0 to 1"),
+        (pmd, "repeats=3", r"repeats is 3; 2 realisations allow 0 to as many"),
+        (
+            pmd,
+            "signal.neighbours=1",
+            r"oversampling is 3: 96 GHz of samples do not hold 3 channels, 135\.2 GHz wide; use at least 5",
+        ),
         (pmd, "realisations=[]", r"realisations is \[\]"),
         (pmd, "test_blocks=0", "test_blocks is 0"),
         (pmd, "backward.rotations=none", r"backward\.rotations: 'none' is not valid"),
@@ -174,6 +200,27 @@ def test_summary_equals_hand_computed_values() -> None:
 def test_invalid_settings_are_refused(make: Any, override: str, says: str) -> None:
     with pytest.raises(RecipeError, match=says):
         make(override)
+
+
+def test_the_wdm_link_of_the_page_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With one span, few blocks and few iterations."""
+    page = (Path(__file__).parents[2] / "docs/plugins/ldbp-pmd.md").read_text()
+    (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    for shown, small in (
+        ("spans=5", "spans=1"),
+        ("(150, 40)", "(24, 8)"),
+        ("iterations=400", "iterations=4"),
+        ("decay=100", "decay=2"),
+    ):
+        assert code.count(shown) == 1
+        code = code.replace(shown, small)
+    monkeypatch.chdir(tmp_path)
+    exec(code, {})
+    snr, gmi = re.search(r"to ([0-9.]+) dB; GMI ([0-9.]+) bit", capsys.readouterr().out).groups()  # type: ignore[union-attr]
+    assert float(snr) > 15
+    assert 5 < float(gmi) <= 6
 
 
 @pytest.mark.slow

@@ -11,6 +11,7 @@ import torch
 from scipy.stats import kstest, maxwell
 from torch import Tensor
 
+from spikeprop.plugins.ldbp_pmd.bits import quality
 from spikeprop.plugins.ldbp_pmd.blocks import Link, watts
 from spikeprop.plugins.ldbp_pmd.fibre import Fibre, check_steps, logarithmic_steps, uniform_steps
 from spikeprop.plugins.ldbp_pmd.link import draw_sections, haar_su2, invert, propagate
@@ -58,6 +59,67 @@ def test_phase_of_a_block_is_aligned_to_the_known_symbols() -> None:
     assert effective_snr(symbols, 1.1 * turned) == pytest.approx(
         -20 * math.log10(0.1) - 10 * math.log10(_power(symbols)), abs=1e-3
     )
+
+
+def test_phase_windows_follow_the_carrier() -> None:
+    symbols = SIGNAL.draw(2, 2, generator(3))
+    steps = torch.polar(torch.ones(64), torch.arange(4).repeat_interleave(16) * 0.4)
+    assert effective_snr(symbols, symbols * steps) < 10
+    assert effective_snr(symbols, symbols * steps, 16) > 100
+
+
+def test_neighbours_stay_out_of_the_channel_and_double_no_power() -> None:
+    """Three channels without a fibre: each has the power, 50 GHz apart, and the middle one is received exactly."""
+    signal = Signal(symbol_rate=32, modulation="64-QAM", symbols=64, oversampling=5, neighbours=1, spacing_ghz=50)
+    symbols = signal.draw(40, 2, generator(1))
+    sent = signal.transmit(symbols, 0.002, generator(2))
+    assert effective_snr(symbols, signal.detect(signal.receive(sent, generator(3)), 0.002)) > 100
+    spectrum = torch.fft.fft(sent).abs().square().mean((0, 1))
+    total = spectrum.sum()
+    frequency = torch.fft.fftfreq(320, 1 / 160)
+    for centre in (-50, 0, 50):
+        inside = (frequency - centre).abs() <= 18
+        assert float(spectrum[inside].sum() / total) == pytest.approx(1 / 3, rel=0.06)
+        assert float((spectrum * frequency)[inside].sum() / spectrum[inside].sum()) == pytest.approx(centre, abs=1)
+    assert Link(Fibre(), signal, 100, 2).signal.channels == 3
+
+
+def test_laser_phase_noise_has_the_variance_of_its_linewidth() -> None:
+    """Increments over n samples: 2 pi linewidth n / rate, less n / N for the drift that is removed."""
+    signal = Signal(symbol_rate=32, symbols=256, oversampling=2, linewidth_khz=1000)
+    one = torch.ones(300, 1, 512, dtype=torch.complex64)
+    phase = signal.receive(one, generator(0)).angle()[:, 0]
+    moved = torch.roll(phase, -32, -1) - phase
+    variance = 2 * math.pi * 1e6 * 32 / 64e9 * (1 - 32 / 512)
+    assert float(moved.square().mean()) == pytest.approx(variance, rel=0.05)
+    assert float(phase.mean(-1).abs().max()) < 1e-5
+
+
+def test_bits_of_additive_noise_equal_closed_forms() -> None:
+    """4-QAM: BER Q(sqrt(SNR)), GMI 2 (1 - E log2(1 + exp(-l))) with l normal of mean 2 SNR and variance 4 SNR."""
+    signal, snr = Signal(symbol_rate=32, modulation="4-QAM", symbols=512), 2.0
+    symbols = signal.draw(100, 2, generator(0))
+    noise = torch.randn(symbols.shape, dtype=torch.complex64, generator=generator(1)) / math.sqrt(snr)
+    found = quality(signal, symbols, 0.7 * (symbols + noise))  # the scale plays no role
+    assert found["errors"] / found["bits"] == pytest.approx(0.5 * math.erfc(math.sqrt(snr / 2)), rel=0.03)
+    x = torch.linspace(-8, 8, 4001, dtype=torch.float64)
+    density = torch.exp(-x.square() / 2) / math.sqrt(2 * math.pi) * (x[1] - x[0])
+    lost = float((density * torch.log2(1 + torch.exp(-(2 * snr + 2 * math.sqrt(snr) * x)))).sum())
+    assert found["gmi"] == pytest.approx(2 * (1 - lost), abs=0.01)
+    assert quality(Signal(), Signal().draw(1, 1, generator(2)), Signal().draw(1, 1, generator(4))).keys() == {"snr"}
+
+
+def test_gray_coded_neighbours_differ_in_one_bit() -> None:
+    """64-QAM with one step to the right: one wrong bit of six, and none where there is no error."""
+    signal = Signal(modulation="64-QAM", symbols=64, oversampling=2)
+    symbols = signal.draw(20, 2, generator(0))
+    right = symbols.real < 6 / signal.scale
+    moved = torch.where(right, symbols + 2 / signal.scale, symbols)
+    assert quality(signal, symbols, symbols)["errors"] == 0
+    assert quality(signal, symbols, symbols)["gmi"] == pytest.approx(6)
+    sent = torch.stack([symbols, -symbols])  # what is wrong on one side is removed as a phase or a scale on the other
+    seen = torch.stack([moved, -symbols])
+    assert quality(signal, sent.flatten(0, 1), seen.flatten(0, 1))["errors"] == int(right.sum())
 
 
 def _power(symbols: Tensor) -> float:
@@ -201,6 +263,10 @@ def test_impossible_fibres_are_refused(values: dict[str, float], says: str) -> N
         ({"symbols": 33}, "symbols is 33; it must be even"),
         ({"oversampling": 1}, "oversampling is 1; the minimum is 2"),
         ({"symbol_rate": 0.0}, "symbol_rate is 0.0 GBd"),
+        ({"neighbours": -1}, "neighbours is -1; it cannot be negative; use 0 for none"),
+        ({"linewidth_khz": -1.0}, "linewidth_khz is -1.0; it cannot be negative"),
+        ({"phase_window": 48}, "phase_window is 48; it must divide the 256 symbols"),
+        ({"neighbours": 1, "spacing_ghz": 11.0}, "spacing_ghz is 11.0; channels overlap below"),
     ],
 )
 def test_impossible_signals_are_refused(values: dict[str, float], says: str) -> None:

@@ -14,6 +14,7 @@ from spikeprop.errors import TrainingCollapsed
 from spikeprop.plugins.ldbp_pmd import kerr, training
 from spikeprop.plugins.ldbp_pmd.baselines import EqualizerSettings, backpropagate, equalize, least_squares, lms, undo_dispersion
 from spikeprop.plugins.ldbp_pmd.blocks import Link, watts
+from spikeprop.plugins.ldbp_pmd.drift import Drift, track, turned
 from spikeprop.plugins.ldbp_pmd.fibre import Fibre, uniform_steps
 from spikeprop.plugins.ldbp_pmd.filters import (
     FilterDesign,
@@ -26,9 +27,11 @@ from spikeprop.plugins.ldbp_pmd.filters import (
 )
 from spikeprop.plugins.ldbp_pmd.fir import fir, fir_reference
 from spikeprop.plugins.ldbp_pmd.link import Sections, draw_sections, haar_su2, propagate
+from spikeprop.plugins.ldbp_pmd.oracle import digital, informed
 from spikeprop.plugins.ldbp_pmd.receiver import Backward, LearnedReceiver, make_receiver
 from spikeprop.plugins.ldbp_pmd.signals import Signal, effective_snr, squared_error
-from spikeprop.plugins.ldbp_pmd.training import Fitting, fit_receiver, snr_of, within_one_percent
+from spikeprop.plugins.ldbp_pmd.start import best_start, fit_to_equalizer, pmd_response, solved
+from spikeprop.plugins.ldbp_pmd.training import Fitting, fit_receiver, processed, snr_of, within_one_percent
 from spikeprop.runtime.seeding import generator
 
 SIGNAL = Signal(symbol_rate=32, modulation="16-QAM", symbols=64, oversampling=3)
@@ -246,17 +249,20 @@ def settings(**values: Any) -> Fitting:
     return Fitting(**{"iterations": 60, "batch": 16, "lr": 0.0, "rotation_lr": 0.03, "dgd_lr": 0.01, "every": 20, **values})
 
 
-def pmd_receiver(fibre: Fibre) -> LearnedReceiver:
+def pmd_receiver(fibre: Fibre, seed: int = 11) -> LearnedReceiver:
     backward = Backward(steps_per_span=4, filters=FilterDesign(taps=15, gain=0.65), dgd_taps=5)
-    return make_receiver(fibre, backward, SIGNAL.receiver_rate, 2, generator(11))
+    return make_receiver(fibre, backward, SIGNAL.receiver_rate, 2, generator(seed, 0))
 
 
 def test_training_compensates_pmd_and_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fibre, train, test = linear_link()
     data = (train, test)
     whole = pmd_receiver(fibre)
-    curve = fit_receiver(whole, SIGNAL, data, settings(final=0.1), (0,), tmp_path / "whole.safetensors")
+    how = settings(iterations=50, decay=10, warmup=5)
+    course = fit_receiver(whole, SIGNAL, data, how, (0,), tmp_path / "whole.safetensors")
+    curve = course.curve
     assert [i for i, _ in curve] == [0, 20, 40, 60]
+    assert (course.plateau, len(course.errors)) == (50, 60)
     assert curve[0][1] < 5
     assert curve[-1][1] > curve[0][1] + 10
     assert curve[-1][1] == snr_of(whole, SIGNAL, test)
@@ -264,18 +270,18 @@ def test_training_compensates_pmd_and_resumes(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(training, "CHECKPOINT_SECONDS", 0.0)
     original, count = training._advance, iter(range(1000))
 
-    def stopped(*arguments: Any) -> None:
+    def stopped(*arguments: Any) -> float:
         if next(count) == 33:
             raise KeyboardInterrupt
-        original(*arguments)
+        return original(*arguments)
 
     monkeypatch.setattr(training, "_advance", stopped)
     path = tmp_path / "stopped.safetensors"
     with pytest.raises(KeyboardInterrupt):
-        fit_receiver(pmd_receiver(fibre), SIGNAL, data, settings(final=0.1), (0,), path)
+        fit_receiver(pmd_receiver(fibre), SIGNAL, data, how, (0,), path)
     monkeypatch.setattr(training, "_advance", original)
     again = pmd_receiver(fibre)
-    assert fit_receiver(again, SIGNAL, data, settings(final=0.1), (0,), path) == curve
+    assert fit_receiver(again, SIGNAL, data, how, (0,), path) == course
     assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), again.parameters()))
     assert torch.equal(whole.dispersion, pmd_receiver(fibre).dispersion)  # its rate is 0
 
@@ -284,6 +290,82 @@ def test_a_loss_that_is_not_finite_stops_training(tmp_path: Path) -> None:
     fibre, train, test = linear_link()
     with pytest.raises(TrainingCollapsed, match=r"loss is (nan|inf): lower training\.lr"):
         fit_receiver(pmd_receiver(fibre), SIGNAL, (train, test), settings(dgd_lr=1e30), (0,), tmp_path / "a.safetensors")
+
+
+def with_equalizer(fibre: Fibre, train: Any) -> tuple[LearnedReceiver, Tensor]:
+    """A receiver with a lumped equaliser and its least-squares weights."""
+    backward = Backward(steps_per_span=4, filters=FilterDesign(taps=15, gain=0.65), equalizer_taps=15)
+    receiver = make_receiver(fibre, backward, SIGNAL.receiver_rate, 2)
+    return receiver, solved(receiver, SIGNAL, train, 15)
+
+
+def test_an_equaliser_inside_the_receiver_is_the_one_after_it() -> None:
+    fibre, train, test = linear_link()
+    receiver, weights = with_equalizer(fibre, train)
+    after = equalize(SIGNAL.matched(processed(receiver, test.samples), test.power), weights)
+    receiver.set_equalizer(weights)
+    assert relative(SIGNAL.detect(processed(receiver, test.samples), test.power), after) < 1e-5
+
+
+def test_the_start_has_the_equalisers_response_and_its_snr() -> None:
+    """From random rotations the SNR is below 5 dB; after the fit it is that of the lumped equaliser, without any training."""
+    fibre, train, test = linear_link()
+    plain, weights = with_equalizer(fibre, train)
+    lumped = effective_snr(test.symbols, equalize(SIGNAL.matched(processed(plain, test.samples), test.power), weights))
+    receiver = pmd_receiver(fibre)
+    assert snr_of(receiver, SIGNAL, test) < 5
+    assert fit_to_equalizer(receiver, solved(receiver, SIGNAL, train, 15), SIGNAL.band) < 0.05
+    started = snr_of(receiver, SIGNAL, test)
+    assert started > lumped - 1
+    others = [pmd_receiver(fibre, seed) for seed in (11, 12)]
+    best = best_start(others, SIGNAL, train, 15)
+    assert snr_of(best, SIGNAL, train) == max(snr_of(r, SIGNAL, train) for r in others) >= snr_of(receiver, SIGNAL, train)
+
+
+def test_the_fitted_response_is_that_of_the_steps() -> None:
+    """One polarised wave through all steps without dispersion and Kerr effect, against the product of matrices."""
+    receiver = small_receiver(dgd_taps=5)
+    assert receiver.dgd is not None
+    assert receiver.rotation is not None
+    receiver.dispersion.data.zero_()[:, 0, 0] = 1
+    receiver.kerr.zero_()
+    w = 2 * math.pi * torch.tensor([0.0, 3 / 32, -5 / 32], dtype=torch.float64)
+    response = pmd_response(receiver.dgd.detach(), receiver.rotation.detach(), w)
+    wave = torch.exp(1j * w[:, None, None] * torch.arange(32)) * torch.tensor([[[0.6 + 0j], [0.8j]]])
+    assert relative(receiver(wave), torch.einsum("fij,fjn->fin", response, wave)) < 1e-12
+
+
+def test_oracles_undo_known_pmd() -> None:
+    """Without noise and Kerr effect, each is exact up to the dispersion filters of the learned receiver."""
+    fibre = Fibre(spans=2, gamma=0, pmd=2.0, noise_factor=0)
+    link = Link(fibre, SIGNAL, 20, 2)
+    sections = draw_sections(fibre, link.edges(), generator(9))
+    blocks = link.blocks(6, watts(0), (10, 0), sections)
+    receiver = make_receiver(
+        fibre, Backward(steps_per_span=4, filters=FilterDesign(taps=41, bandwidth=0.75, gain=0.9)), SIGNAL.receiver_rate, 2
+    )
+    assert effective_snr(blocks.symbols, SIGNAL.detect(digital(blocks.samples, link, sections), blocks.power)) > 80
+    assert effective_snr(blocks.symbols, SIGNAL.detect(informed(receiver, blocks.samples, link, sections), blocks.power)) > 30
+    assert effective_snr(blocks.symbols, SIGNAL.detect(processed(receiver, blocks.samples), blocks.power)) < 5
+
+
+def test_a_drifting_link_is_followed(tmp_path: Path) -> None:
+    fibre = Fibre(spans=2, gamma=0, pmd=2.0, noise_factor=4)
+    link = Link(fibre, SIGNAL, 20, 2)
+    sections = draw_sections(fibre, link.edges(), generator(9))
+    moved = turned(sections, 3.0, generator(1))
+    relative_turn = moved.rotations @ sections.rotations.mH  # by half of the angle on the Poincare sphere
+    half_trace = torch.diagonal(relative_turn, dim1=1, dim2=2).sum(1).real / 2
+    assert torch.allclose(half_trace, torch.full_like(half_trace, math.cos(math.radians(1.5))))
+    receiver = pmd_receiver(fibre)
+    train = link.blocks(60, watts(0), (10, 0), sections)
+    fit_to_equalizer(receiver, solved(receiver, SIGNAL, train, 15), SIGNAL.band)
+    how = settings(batch=8, rotation_lr=2e-3, dgd_lr=5e-4)
+    drift = Drift(degrees=3.0, updates=4, iterations=20, blocks=24)
+    found = track(drift, receiver, link, sections, watts(0), how, 0, tmp_path / "drift.safetensors")
+    assert len(found["after"]) == 4
+    assert found["fixed"][0] == found["before"][0]
+    assert found["after"][-1] > found["fixed"][-1] + 1
 
 
 def test_loss_does_not_depend_on_the_phase_of_a_block() -> None:
@@ -298,9 +380,18 @@ def test_one_percent_of_the_peak() -> None:
     assert within_one_percent([(0, -2.0), (10, -1.0)]) == 10
 
 
-def test_rates_follow_a_cosine() -> None:
-    assert [Fitting(iterations=100, final=0.2).share(i) for i in (0, 50, 100)] == pytest.approx([1, 0.6, 0.2])
-    assert Fitting().share(700) == 1
+def test_rates_rise_stay_and_fall_by_a_cosine() -> None:
+    how = Fitting(iterations=100, decay=100, final=0.2, warmup=4)
+    assert [how.share(i, None) for i in (0, 1, 3, 90)] == pytest.approx([0.25, 0.5, 1, 1])
+    assert [how.share(i, 70) for i in (70, 120, 170)] == pytest.approx([1, 0.6, 0.2])
+    assert Fitting().share(700, None) == 1
+
+
+def test_constant_rates_end_at_a_plateau() -> None:
+    """10 log10(2) = 3.01 dB between the windows, then 0.04 dB."""
+    how = Fitting(iterations=9, window=2, plateau_db=0.05)
+    assert [n for n in range(1, 10) if how.at_plateau([2, 2, 1, 1, 0.99, 0.99, 0.9, 0.9, 0.9][:n])] == [6, 9]
+    assert not Fitting(iterations=9, window=2).at_plateau([1.0] * 8)  # no rule: all iterations
 
 
 @pytest.mark.parametrize(
@@ -323,6 +414,12 @@ def test_rates_follow_a_cosine() -> None:
         (lambda: Fitting(batch=0), "batch is 0"),
         (lambda: Fitting(rotation_lr=-1.0), r"rotation_lr is -1\.0"),
         (lambda: Fitting(final=2.0), r"final is 2\.0"),
+        (lambda: Fitting(window=0), "window is 0"),
+        (lambda: Fitting(plateau_db=-1.0), r"plateau_db is -1\.0; it cannot be negative; use 0"),
+        (lambda: Backward(equalizer_taps=2), "equalizer_taps is 2; give an odd number below 1,000, or 0 for no equaliser"),
+        (lambda: make_receiver(Fibre(), Backward(equalizer_taps=3), 1e10, 1), "equalizer_taps needs two polarisations"),
+        (lambda: Drift(degrees=0.0), r"degrees is 0\.0; it must be positive"),
+        (lambda: Drift(updates=0), "updates is 0"),
     ],
 )
 def test_impossible_settings_are_refused(make: Any, says: str) -> None:

@@ -375,6 +375,21 @@ def test_skip_connections_are_refused_where_a_chain_is_needed(name: str) -> None
         copy.deepcopy(RULES[name]).prepare(Branchy(), IMAGES)
 
 
+@pytest.mark.parametrize("name", RULES)
+def test_several_outputs_are_refused(name: str) -> None:
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.c = nn.Linear(64, 8), nn.Linear(8, 5), nn.Linear(8, 3)
+
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            h = self.a(x.flatten(1))
+            return self.b(h), self.c(h)
+
+    with pytest.raises(SegmentError, match="takes networks of one output, and this one has 2"):
+        copy.deepcopy(RULES[name]).prepare(Two(), IMAGES)
+
+
 def test_other_networks_that_a_rule_cannot_train_are_refused() -> None:
     tied = nn.Sequential(nn.Flatten(), nn.utils.parametrizations.weight_norm(nn.Linear(64, 8)), nn.Linear(8, 5))
     with pytest.raises(SegmentError, match=r"1.*would send the error back by its own weights.*remove the reparametrisation"):

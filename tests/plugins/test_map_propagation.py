@@ -18,6 +18,7 @@ from spikeprop.plugins.map_propagation import TeamSettings, kernels, updates
 from spikeprop.plugins.map_propagation.network import LEARNERS, as_team, layers_of, make_net
 from spikeprop.plugins.map_propagation.reference import StochasticNetwork, critic_factor, gradients
 from spikeprop.plugins.map_propagation.statistics import curve
+from spikeprop.plugins.map_propagation.step import actor_critic_step
 
 needs_gymnasium = pytest.mark.skipif(
     find_spec("gymnasium") is None, reason="gymnasium is not installed: pip install 'spikeprop[rl]'"
@@ -27,6 +28,7 @@ SETTINGS = TeamSettings(
     variances=[0.03, 0.1, 0.2, 0.3], rates=[1e-2, 1e-3, 1e-3, 2e-3], final_rates=[1e-3, 1e-4, 1e-4, 1e-5], trace=0.9
 )
 SIZES = [3, 7, 6, 5]
+PHASED = [name for name in LEARNERS if name != "asynchronous"]  # act, then learn
 
 
 def net_of(learner: str, temperature: float | None, outputs: int, batch: int = 4, seed: int = 0) -> kernels.Net:
@@ -50,6 +52,12 @@ def plain_signals(
         signals = team.backpropagated(x, torch.ones_like(mean) if critic else (drawn - mean) / scale)
         return [*values[:-1], drawn], signals, values
     values = team.sample(x, split)
+    if learner == "stochastic":
+        return (
+            values,
+            reparametrised(team, x, split, values[-1], critic),
+            [team.mean(i, b) for i, b in enumerate([x, *values[:-1]])],
+        )
     if learner == "map":
         values = team.relax(x, values, 20, 0.3)
     means = [team.mean(i, below) for i, below in enumerate([x, *values[:-1]])]
@@ -58,6 +66,23 @@ def plain_signals(
         baseline = team.means(x)[-1]
         factor = critic_factor(values[-1], means[-1], team.variances[-1]) if learner == "map" else values[-1] - baseline
     return values, [signal * factor for signal in team.signals(x, values)], means
+
+
+def reparametrised(team: StochasticNetwork, x: Tensor, noise: list[Tensor], action: Tensor, critic: bool) -> list[Tensor]:
+    """Autograd's signals through the sampled hidden units: of the mean output, or of the action's log probability."""
+    below, potentials = x, []
+    for layer, (weight, bias) in enumerate(zip(team.weights, team.biases)):
+        potentials.append((below @ weight + bias).requires_grad_())
+        if layer < team.hidden:
+            below = F.softplus(potentials[-1]) + team.variances[layer] ** 0.5 * noise[layer]
+    output = potentials[-1]
+    if critic:
+        objective = output.sum()
+    elif team.temperature is None:
+        objective = -(action - output).square().sum() / (2 * team.variances[-1])
+    else:
+        objective = (action * torch.log_softmax(output / team.temperature, -1)).sum()
+    return list(torch.autograd.grad(objective, potentials))
 
 
 def one_hot(probabilities: Tensor, noise: Tensor) -> Tensor:
@@ -85,7 +110,7 @@ def test_a_net_of_two_units_by_hand() -> None:
         trace = 0.8 * 0.5 * trace + np.array([x * e1, e1, h * e2, e2])
         states = np.array([[x]])
         kernels.forward(net, states, np.array([[drawn1, drawn2]]))
-        kernels.signals(net, states, kernels.Rule(kernels.MAP, 1, 0.4, 0.8, 0), False)
+        kernels.signals(net, states, kernels.Rule(kernels.MAP, 1, 0.4), False)
         updates.update_trace(net, states, np.array([False]))
         np.testing.assert_allclose(net.trace[0], trace, rtol=1e-12)
 
@@ -165,19 +190,19 @@ def test_the_energy_falls_at_every_iteration(temperature: float | None, scale: f
 @pytest.mark.parametrize(
     ("temperature", "critic"), [(2.0, False), (None, False), (None, True)], ids=["softmax", "gaussian", "critic"]
 )
-@pytest.mark.parametrize("learner", list(LEARNERS))
+@pytest.mark.parametrize("learner", PHASED)
 def test_kernels_equal_the_reference(learner: str, temperature: float | None, critic: bool) -> None:
     net = net_of(learner, temperature, 1 if critic else 3)
     x, noise = draws(4, 3, seed=1), draws(4, net.units.shape[2], seed=2)
     kernels.forward(net, x.numpy(), noise.numpy())
-    kernels.signals(net, x.numpy(), kernels.Rule(LEARNERS[learner], 20, 0.3, 0.98, 0), critic)
+    kernels.signals(net, x.numpy(), kernels.Rule(LEARNERS[learner], 20, 0.3), critic)
     values, signals, means = plain_signals(as_team(net), learner, x, noise, critic)
     for kernel_row, plain in ((kernels.MEAN, means), (kernels.VALUE, values), (kernels.ERROR, signals)):
         for ours, theirs in zip(layers_of(net, kernel_row), plain):
             torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-10)
 
 
-@pytest.mark.parametrize("learner", list(LEARNERS))
+@pytest.mark.parametrize("learner", PHASED)
 def test_steps_of_actor_and_critic_equal_plain_ones(learner: str) -> None:
     """Traces, temporal differences, ends of episodes, annealed rates: 12 steps of 2 environments, against torch's Adam."""
     nets = [net_of(learner, None, 1, batch=2, seed=1), net_of(learner, 2.0, 3, batch=2, seed=2)]
@@ -189,7 +214,7 @@ def test_steps_of_actor_and_critic_equal_plain_ones(learner: str) -> None:
     for t in range(12):
         x, reward = rng.standard_normal((2, 3)), rng.standard_normal(2)
         noise = rng.standard_normal((2, sum(net.units.shape[2] for net in nets)))
-        updates.actor_critic_step(nets[0], nets[1], rule, x, noise, reward, ended, truncated, started, value, t)
+        actor_critic_step(nets[0], rule, nets[1], rule, x, noise, reward, ended, truncated, started, value, t)
         parts = torch.from_numpy(noise).split([net.units.shape[2] for net in nets], -1)
         now = plain[0].mean_output(torch.from_numpy(x), parts[0])
         delta = torch.from_numpy(reward) + 0.98 * now * torch.from_numpy(~ended) - before
@@ -247,7 +272,9 @@ class _Plain:
     ) -> tuple[list[Tensor], list[Tensor]]:
         """As in the author's code: values, means and slopes are those of the action, the weights are already updated."""
         team = self.team
-        if self.learner == "backprop":
+        if self.learner in ("backprop", "stochastic"):
+            means = stale if self.learner == "stochastic" else means
+            hidden = drawn[:-1] if self.learner == "stochastic" else means[:-1]
             action = (
                 means[-1] + team.variances[-1] ** 0.5 * split[-1] if team.temperature is None else one_hot(means[-1], split[-1])
             )
@@ -257,7 +284,7 @@ class _Plain:
             for layer in reversed(range(team.hidden)):
                 slope = 1 - torch.exp(-means[layer])  # of the softplus, from its value
                 signals.insert(0, slope * (signals[0] @ team.weights[layer + 1].mT))
-            return signals, [*means[:-1], action]
+            return signals, [*hidden, action]
         scales = [*team.variances[:-1], team.temperature or team.variances[-1]]
 
         def scores(values: list[Tensor], around: list[Tensor]) -> list[Tensor]:

@@ -58,6 +58,9 @@ def test_the_papers_table_is_there() -> None:
         "qr_least_squares",
         "ldbp_single",
         "ldbp_pmd",
+        "ldbp_drift",
+        "ldbp_phase_noise",
+        "ldbp_wdm",
         "aad_barrier",
         "aad_differential",
     }

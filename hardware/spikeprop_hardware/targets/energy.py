@@ -13,7 +13,9 @@ have 32 bits, which is the most here; the least counts the bits of the target's 
 between cores and idle power are left out.
 
 Events of a layer that several read are divided among the readers by their synapses. An ANN's MACs count padding, as
-``count_macs``; layers of equal weights, as on paths around a sum, are one layer of the ANN.
+``count_macs``. A product of the ANN whose input or output is a sum is several here, of equal weights: w (a + b) is w a + w b in
+one layer, and s = w a is there wherever a layer reads s. Equal weights that share neither source nor layer with each other are a
+module that the ANN applies twice.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 from spikeprop_hardware.chip import Activity
 from spikeprop_hardware.targets.names import target as found_target
@@ -130,14 +133,19 @@ def _advice(row: Energy, synops: float, macs: int, steps: int) -> str:
 
 
 def _own_operations(outline: Outline) -> list[Operation]:
-    """Operations with weights, each once: paths around a sum share them."""
-    found = {}
+    """The ANN's operations with weights: of equal ones those that share a source or a layer, also through others, are one."""
+    ends: dict[Any, list[set[tuple[str, str]]]] = {}
+    operations = {}
     for layer in outline.populations:
         for c in layer.connections:
             for op in getattr(c, "operations", ()):
                 if op.weights and op.kind != "Scale":
-                    found[op.key or id(op)] = op
-    return list(found.values())
+                    key = (op.key or id(op), op.before, op.after)
+                    operations[key] = op
+                    own = {("from", c.source), ("to", layer.name)}
+                    apart = [one for one in ends.get(key, []) if not one & own]
+                    ends[key] = [*apart, own.union(*(one for one in ends.get(key, []) if one & own))]
+    return [operations[key] for key, groups in ends.items() for _ in groups]
 
 
 def _macs(op: Operation) -> int:

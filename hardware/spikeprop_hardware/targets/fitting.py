@@ -82,6 +82,8 @@ def fits(outline: Outline, target: str | Target) -> Fit:
     """
     chip = found_target(target)
     found = [*_of_the_input(outline, chip)]
+    if "loops" in chip.unsimulated and outline.stride > 1:
+        found.append(_unsimulated("", "a loop over several layers", chip, "let layers read themselves alone"))
     on_chip = [p for p in outline.populations if not _by_host(p, chip)]
     for layer in outline.populations:
         assert isinstance(layer, OutlinedLayer)
@@ -131,6 +133,13 @@ def _of_the_input(outline: Outline, chip: Target) -> Iterator[Finding]:
 
 def _dynamics(layer: OutlinedLayer, chip: Target) -> Iterator[Finding]:
     name, kind = layer.name, layer.kind
+    if not chip.forgets and 0.0 in layer.leaks and not _by_host(layer, chip):
+        own = kind == "readout"
+        yield Finding(
+            name, "the output is the last or the largest of its values" if own else "a leak of 0",
+            f"a potential of {chip.name} keeps a part of what it was",
+            "read the sum of the output's values, and train with it (read: sum)" if own else "use leak=0.001 or more",
+        )  # fmt: skip
     if kind == "readout":
         if not chip.real_output:
             yield Finding(
@@ -158,6 +167,8 @@ def _dynamics(layer: OutlinedLayer, chip: Target) -> Iterator[Finding]:
         yield Finding(
             name, f"a reset by {reset}", f"{chip.name} resets by {other}", f"use reset={other} from the start, and train"
         )
+    elif reset in chip.unsimulated:
+        yield _unsimulated(name, f"a reset by {reset}", chip, f"use reset={chip.resets[0]}")
     if not chip.starts and np.any(layer.v_init):
         start = np.ravel(layer.v_init)[np.abs(layer.v_init).argmax()]
         yield Finding(name, f"a start at {start:.3g} thresholds", f"neurons of {chip.name} start at 0", "use v_init=0")
@@ -170,6 +181,11 @@ def _dynamics(layer: OutlinedLayer, chip: Target) -> Iterator[Finding]:
         nearest = 1 - 2.0 ** round(float(np.log2(1 - wrong[0])))
         why = f"those of {chip.name} are 1 - 2^-k"
         yield Finding(name, f"a leak of {wrong[0]:.4g}", why, f"use leak={nearest:g}, and train with it")
+
+
+def _unsimulated(name: str, what: str, chip: Target, change: str) -> Finding:
+    why = f"{chip.name} computes it, and its simulators here do not"
+    return Finding(name, what, why, f"{change}, or do without a simulation of the chip", stops=False)
 
 
 def _instead(kind: str, chip: Target) -> str:
@@ -250,8 +266,17 @@ def _convolution(name: str, op: Operation, chip: Target) -> Iterator[Finding]:
         yield Finding(name, f"a stride of {_size(op.stride)}", why, "use one of those")
     if chip.padding is not None and max(op.padding) > chip.padding:
         yield Finding(name, f"a padding of {_size(op.padding)}", f"{chip.name} pads by at most {chip.padding}", "pad less")
+    if chip.padding is not None and op.after[1:] != _slid(op):
+        yield Finding(name, "a padding of unequal sides", f"{chip.name} pads both alike", "use a kernel of odd size")
     if chip.kernel is not None and op.dilation != (1, 1):
         yield Finding(name, f"a dilation of {_size(op.dilation)}", f"{chip.name} has none", "use dilation=1")
+
+
+def _slid(op: Operation) -> tuple[int, ...]:
+    """Size of a convolution's map where both sides have its padding."""
+    axes = len(op.after) - 1
+    places = zip(op.before[1:], *(sizes[-axes:] for sizes in (op.padding, op.dilation, op.kernel, op.stride)))
+    return tuple((n + 2 * p - d * (k - 1) - 1) // s + 1 for n, p, d, k, s in places)
 
 
 def _connections(layer: OutlinedLayer, readers: list[str], chip: Target) -> Iterator[Finding]:
@@ -265,6 +290,9 @@ def _connections(layer: OutlinedLayer, readers: list[str], chip: Target) -> Iter
             name, f"a sum of {len(forward)} paths ({', '.join(forward)})",
             f"what a core of {chip.name} reads goes through one kernel", "use a network without skip connections",
         )  # fmt: skip
+    late = [c.source for c in layer.connections if c.delay]
+    if "delays" in chip.unsimulated and late:
+        yield _unsimulated(name, f"spikes of {', '.join(late)} that arrive later than others", chip, "make it a chain")
     if chip.destinations is not None and len(readers) > chip.destinations:
         why = f"a core of {chip.name} sends to {chip.destinations}"
         yield Finding(name, f"{len(readers)} layers read it ({', '.join(readers)})", why, "let fewer layers read it")

@@ -55,6 +55,7 @@ class Loihi2(Target):
         "weight_bits": LAVA,
         "state_bits": LAVA,
         "per_channel": f"{LAVA}: one weight exponent a connection",
+        "symmetric": f"{LAVA}: two's complement",
         "payload_bits": "Intel 2021, the brief on Loihi 2, as quoted by reviews: integers of up to 32 bits in a spike",
         "neurons": MICROCODE,
         "resets": MICROCODE,
@@ -64,6 +65,7 @@ class Loihi2(Target):
         "real_input": "integers in graded spikes",
         "real_output": "potentials that a probe reads",
         "leaks": f"{LAVA}: 4096ths",
+        "forgets": MICROCODE,
         "biases": LAVA,
         "starts": LAVA,
         "output_apart": ONM,
@@ -91,11 +93,13 @@ class Loihi1(Target):
     name: str = "loihi1"
     weight_bits: int = 8
     state_bits: int = 24
+    symmetric: bool = True
     exponents: tuple[int, ...] | None = tuple(range(-1, 8))
     neurons: tuple[str, ...] = ("IF", "LIF", "CubaLIF")
     resets: tuple[str, ...] = ("zero",)
     poolings: tuple[str, ...] = ("average", "sum")
     real_input: bool = False
+    forgets: bool = False
     biases: tuple[str, ...] = ("IF", "LIF")
     axons_in: int | None = 4096
     axons_out: int | None = 4096
@@ -109,10 +113,12 @@ class Loihi1(Target):
     bytes_per_target: int | None = 1
     bytes_per_neuron: int | None = 0
     simulator: str = "nengo-loihi"
+    unsimulated: tuple[str, ...] = ("delays", "loops")
     sources: ClassVar[Mapping[str, str]] = {
         "weight_bits": f"{NENGO}: weights of 0 to 6 and of 8 bits",
         "state_bits": f"{NENGO}: potentials of up to 2^23 - 1",
         "per_channel": f"{NENGO}: one weight exponent a synapse group",
+        "symmetric": f"{NENGO}: a sign and eight bits, of which the last is dropped",
         "exponents": f"{NENGO} and its emulator: weight exponents; lower ones lose bits of a sum there",
         "payload_bits": "Davies et al. 2018: spikes are single bits",
         "neurons": "Davies et al. 2018: leaky integrate-and-fire with a synaptic current",
@@ -123,6 +129,7 @@ class Loihi1(Target):
         "real_input": "Davies et al. 2018: spikes are single bits",
         "real_output": "potentials that a probe reads",
         "leaks": f"{NENGO}: 4096ths",
+        "forgets": f"{NENGO} and its emulator: a decay of a potential is at most 4095 of 4096",
         "biases": f"{NENGO}; of neurons without a synaptic current alone (vendors/loihi1.py)",
         "starts": "the emulator's potentials, which the host may set",
         "output_apart": "Davies et al. 2018: any neuron may send to any",

@@ -38,6 +38,10 @@ class Joins(Protocol):
         """How many sources reach the targets from ``start`` to ``end``."""
         ...
 
+    def reaching(self, start: int, end: int) -> np.ndarray:
+        """Which sources these are, as bool."""
+        ...
+
 
 @dataclass(frozen=True)
 class Stored:
@@ -56,8 +60,13 @@ class Stored:
         return self.matrix.nnz == rows * columns
 
     def sources(self, start: int, end: int) -> int:
+        return int(self.reaching(start, end).sum())
+
+    def reaching(self, start: int, end: int) -> np.ndarray:
         first, last = self.matrix.indptr[[start, end]]
-        return len(np.unique(self.matrix.indices[first:last]))
+        found = np.zeros(self.matrix.shape[1], bool)
+        found[self.matrix.indices[first:last]] = True
+        return found
 
 
 @dataclass(frozen=True)
@@ -98,12 +107,18 @@ class Pattern:
         return bool(self.channels.all() and self.rows.all() and self.columns.all())
 
     def sources(self, start: int, end: int) -> int:
-        """Full channels of targets read one set of channels at all places, the first and the last perhaps at some."""
-        high, wide = len(self.rows), len(self.columns)
-        size = high * wide
-        pieces = _by_channel(start, end, size)
-        groups = [(np.asarray(self.channels[c : c + more].any(0)), self._places(*between)) for c, more, between in pieces]
+        groups = self._groups(start, end)
         return sum(_united(groups, combination) for combination in range(1, 2 ** len(groups)))
+
+    def reaching(self, start: int, end: int) -> np.ndarray:
+        parts = [channels[:, None, None] & places for channels, places in self._groups(start, end)]
+        return np.logical_or.reduce(parts).ravel()
+
+    def _groups(self, start: int, end: int) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Channels, and their places: full channels of targets read one set at all places, the first and the last perhaps at
+        some."""
+        pieces = _by_channel(start, end, len(self.rows) * len(self.columns))
+        return [(np.asarray(self.channels[c : c + more].any(0)), self._places(*between)) for c, more, between in pieces]
 
     def _places(self, start: int, end: int) -> np.ndarray:
         """Places (H, W) of the sources that reach the targets from ``start`` to ``end`` of one channel."""

@@ -50,10 +50,12 @@ class Speck(Target):
     pool_sizes: tuple[int, ...] | None = (1, 2, 4)
     idle_watts: float | None = 0.42e-3
     simulator: str = "sinabs"
+    unsimulated: tuple[str, ...] = ("zero",)
     sources: ClassVar[Mapping[str, str]] = {
         "weight_bits": OVERVIEW,
         "state_bits": OVERVIEW,
         "per_channel": f"{BUILDER}: integers as they are, no exponents",
+        "symmetric": f"{BUILDER}: -128 to 127",
         "exponents": f"{BUILDER}: integers as they are",
         "payload_bits": f"{OVERVIEW}: events",
         "neurons": f"{ARCHITECTURE}: IAF; the leak is a constant a clock tick, which no neuron here has",
@@ -64,6 +66,7 @@ class Speck(Target):
         "real_input": f"{OVERVIEW}: events of the camera or from elsewhere",
         "real_output": f"{ARCHITECTURE}: a core's neurons always spike",
         "leaks": "none of IF",
+        "forgets": "no leak",
         "biases": f"{BUILDER}: at each tick of the leak's clock",
         "starts": f"{BUILDER}: neurons_initial_value",
         "output_apart": "a core may be read by the host and by others",

@@ -31,6 +31,7 @@ class Target:
         name: by which it is found.
         weight_bits, state_bits: widths, with the sign; of weights, and of potentials and currents.
         per_channel: whether each neuron may have an exponent of its own for its weights.
+        symmetric: whether a weight is a sign and a size, so that the most negative is the largest with a minus.
         exponents: that a connection's weights m may have, as m * 2^(e+1); None: all of ``integer.py``.
         payload_bits: the most that a spike's number may have, without its sign; 1: spikes are ones.
         neurons, resets, layers, poolings: what it computes, in the words above.
@@ -38,6 +39,7 @@ class Target:
         real_input: whether the first layer may read numbers, and not only spikes.
         real_output: whether the output may be a sum of currents; where not, the host computes it of the last neurons' spikes.
         leaks: "any", or "powers of two": 1 - 2^-k.
+        forgets: whether a potential may be gone after its step: a leak of 0, as of an output that is its last or largest value.
         biases: kinds of neurons that have them, as ours do.
         starts: whether neurons may start at another potential than 0.
         output_apart: whether the last layer of neurons reads hidden neurons alone, and sends to the host alone.
@@ -66,6 +68,8 @@ class Target:
             window of max pooling.
         places: of a window of max pooling of one-bit spikes.
         simulator: the vendor's, which tests run exported networks on; "" where there is none to be had.
+        unsimulated: what the chip computes, and its simulator does not, so that ``simulate`` refuses it: "delays" of connections,
+            "loops" over several layers, or a reset.
         sources: by field, where it is published.
     """
 
@@ -73,6 +77,7 @@ class Target:
     weight_bits: int
     state_bits: int
     per_channel: bool = False
+    symmetric: bool = False
     exponents: tuple[int, ...] | None = None
     payload_bits: int = 1
     neurons: tuple[str, ...] = NEURONS
@@ -83,6 +88,7 @@ class Target:
     real_input: bool = True
     real_output: bool = True
     leaks: str = "any"
+    forgets: bool = True
     biases: tuple[str, ...] = NEURONS
     starts: bool = True
     output_apart: bool = False
@@ -123,4 +129,5 @@ class Target:
     bytes_per_count: int | None = None
     places: int | None = None
     simulator: str = ""
+    unsimulated: tuple[str, ...] = ()
     sources: ClassVar[Mapping[str, str]] = {}

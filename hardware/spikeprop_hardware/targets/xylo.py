@@ -48,6 +48,7 @@ class Xylo(Target):
     sources: ClassVar[Mapping[str, str]] = {
         "weight_bits": OVERVIEW,
         "state_bits": ONM,
+        "symmetric": "vendors/xylo.py scales each neuron's largest weight to 127",
         "per_channel": f"{OVERVIEW}: 8-bit weights, no exponents but one shift a group",
         "exponents": "rockpool, config_from_specification: weights of a group are shifted to the left; how far is not published",
         "payload_bits": f"{OVERVIEW}: events",
@@ -59,6 +60,7 @@ class Xylo(Target):
         "real_input": f"{OVERVIEW}: up to 15 events a channel and step",
         "real_output": f"{OVERVIEW}: output neurons spike",
         "leaks": f"{OVERVIEW}: bit-shift decay",
+        "forgets": f"{OVERVIEW}: bit-shift decay, by 0 places all of it",
         "biases": "xylosim: a bias joins the potential behind the synaptic current, and ours before it",
         "starts": "xylosim: all state starts at 0",
         "output_apart": f"{OVERVIEW}: input, hidden and output weights; hidden neurons alone have recurrent ones",

@@ -17,20 +17,19 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
-from scipy import sparse
 
 from spikeprop_hardware.environment import Environment
 from spikeprop_hardware.errors import HardwareError
 from spikeprop_hardware.integer import ALIGN, DECAY_UNITY, IntegerConnection, IntegerNetwork, IntegerPopulation
 from spikeprop_hardware.network import ChipNetwork, Population
-from spikeprop_hardware.quantization import Widths, quantize_network
+from spikeprop_hardware.quantization import LayerReport, Quantized, Widths, quantize_network
 from spikeprop_hardware.reference import Simulator
 from spikeprop_hardware.vendors.running import Arrays, refuse, run_jobs
 
 ENVIRONMENT = Environment(
     "nengo-loihi", "nengo-loihi-1.1.0", ("nengo-loihi==1.1.0", "nengo<4.1", "numpy<2"), ("nengo_loihi", "numpy")
 )
-EXPONENTS = range(-1, 8)
+WIDTHS = Widths(exponents=range(-1, 8), symmetric=True)
 ARRIVING = 2**21  # what arrives at a neuron in a step stays below
 THRESHOLD = 2**24  # that no potential reaches
 
@@ -46,13 +45,22 @@ def lower(network: ChipNetwork, input_limit: float = 1.0, timesteps: int | None 
     Raises:
         HardwareError: what the chip does not compute, naming the layer, with what to do.
     """
+    made = _quantized(network, input_limit, timesteps).network
+    return replace(made, populations=[_in_time(p, {made.input: input_limit}) for p in made.populations])
+
+
+def rounded(network: ChipNetwork, input_limit: float = 1.0, timesteps: int | None = None) -> list[LayerReport]:
+    """What the integers of ``lower`` do to each layer."""
+    return _quantized(network, input_limit, timesteps).report
+
+
+def _quantized(network: ChipNetwork, input_limit: float, timesteps: int | None) -> Quantized:
     if network.stride != 1:
         raise HardwareError("the network has a loop over several layers that takes one step, and Loihi 1 takes one a synapse")
     for p in network.populations:
         refuse(p.name, _unable(p))
     spiking = replace(network, encoder="Poisson")  # one-bit spikes are read
-    made = quantize_network(spiking, input_limit, timesteps, Widths(exponents=EXPONENTS)).network
-    return replace(made, populations=[_in_time(p, {made.input: input_limit}) for p in made.populations])
+    return quantize_network(spiking, input_limit, timesteps, WIDTHS)
 
 
 def late(network: ChipNetwork) -> int:
@@ -80,16 +88,11 @@ def _unable(p: Population) -> dict[str, bool]:
 
 def _in_time(p: IntegerPopulation, sent: dict[str, float]) -> IntegerPopulation:
     """A population whose connections take a step; ``sent`` has the most spikes of a source, where it is not 1."""
-    connections = [replace(c, matrix=_symmetric(c.matrix), lag=1) for c in p.connections]
+    connections = [replace(c, lag=1) for c in p.connections]
     arriving = sum(abs(c.matrix).sum(1).A1 * 2.0 ** (c.exponent + 1 + ALIGN) * max(sent.get(c.source, 1), 1) for c in connections)
     if np.max(arriving) >= ARRIVING:
         raise HardwareError(f"layer {p.name!r} may get {np.max(arriving):,.0f} in a step, and Loihi 1 sums up to {ARRIVING:,}")
     return replace(p, connections=connections)
-
-
-def _symmetric(matrix: sparse.csr_matrix) -> sparse.csr_matrix:
-    """Weights have a sign and eight bits, of which the last is dropped: -128 is not among them."""
-    return sparse.csr_matrix((np.maximum(matrix.data, -127), matrix.indices, matrix.indptr), matrix.shape)
 
 
 def simulate(network: IntegerNetwork, inputs: np.ndarray) -> Arrays:

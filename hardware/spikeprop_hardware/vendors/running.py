@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,37 @@ import numpy as np
 from spikeprop_hardware.errors import HardwareError
 
 Arrays = dict[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Rounding:
+    """What a chip's integers do to one layer, as ``quantization.LayerReport`` says it.
+
+    Attributes:
+        name: of the layer.
+        weights: how many there are.
+        weight_error: root mean square of (rounded - weight) over that of the weights.
+        saturated: of them, those clipped at the ends of the range.
+        bits: that mantissas take.
+    """
+
+    name: str
+    weights: int
+    weight_error: float
+    saturated: int
+    bits: int
+
+
+def rounding(name: str, wanted: np.ndarray, held: np.ndarray, largest: int) -> Rounding:
+    """Of a layer's weights, none of which is clipped.
+
+    Args:
+        wanted, held: weights and what stands for them, one by one.
+        largest: mantissa, as a size.
+    """
+    energy = float((wanted**2).sum())
+    error = float(((held - wanted) ** 2).sum() / energy) ** 0.5 if energy else 0.0
+    return Rounding(name, len(wanted), error, 0, int(largest).bit_length() + 1)
 
 
 def refuse(layer: str, unable: Mapping[str, bool]) -> None:

@@ -21,7 +21,7 @@ from scipy import sparse
 from spikeprop_hardware.environment import Environment
 from spikeprop_hardware.errors import HardwareError
 from spikeprop_hardware.network import ChipNetwork, Population
-from spikeprop_hardware.vendors.running import Arrays, refuse, run_jobs
+from spikeprop_hardware.vendors.running import Arrays, Rounding, refuse, rounding, run_jobs
 
 ENVIRONMENT = Environment(
     "sinabs", "sinabs-3.1.3", ("numpy", "pbr", "setuptools"), ("torch", "sinabs"), alone=("sinabs==3.1.3",), borrowed=("torch",)
@@ -58,8 +58,8 @@ class SpeckNetwork:
     layers: tuple[SpeckLayer, ...]
 
 
-def lower(network: ChipNetwork) -> SpeckNetwork:
-    """A network in Speck's integers.
+def lower(network: ChipNetwork, input_limit: float = 1.0, timesteps: int | None = None) -> SpeckNetwork:
+    """A network in Speck's integers, which do not depend on ``input_limit`` and ``timesteps``.
 
     Raises:
         HardwareError: what the chip does not compute, naming the layer, with what to do.
@@ -70,6 +70,16 @@ def lower(network: ChipNetwork) -> SpeckNetwork:
     if not layers:
         raise HardwareError("the network has no neurons, which Speck's layers end in")
     return SpeckNetwork(int(np.prod(network.input_shape)), tuple(_layer(p, network.input) for p in layers))
+
+
+def rounded(network: ChipNetwork, input_limit: float = 1.0, timesteps: int | None = None) -> list[Rounding]:
+    """What the integers of ``lower`` do to each layer."""
+    found = []
+    for layer in lower(network, input_limit, timesteps).layers:
+        whole, _, _, theta, _ = layer.integers
+        largest = int(np.abs(whole.data + (whole.data < 0)).max(initial=0))
+        found.append(rounding(layer.name, layer.weight.data.astype(np.float64), whole.data / theta, largest))
+    return found
 
 
 def late(network: ChipNetwork) -> int:

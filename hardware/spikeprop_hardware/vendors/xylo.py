@@ -16,7 +16,7 @@ Source: the vendor's description of the chip in rockpool 3.1 (rockpool.ai/device
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -25,7 +25,7 @@ from scipy import sparse
 from spikeprop_hardware.environment import Environment
 from spikeprop_hardware.errors import HardwareError
 from spikeprop_hardware.network import ChipNetwork, Population
-from spikeprop_hardware.vendors.running import Arrays, refuse, run_jobs
+from spikeprop_hardware.vendors.running import Arrays, Rounding, refuse, rounding, run_jobs
 
 ENVIRONMENT = Environment("xylosim", "xylosim-0.1.3", ("numpy", "xylosim==0.1.3"), ("numpy", "xylosim"))
 MOST_INPUT, MOST_HIDDEN, MOST_OUTPUT = 15, 31, 1  # spikes of a step
@@ -48,6 +48,7 @@ class XyloNetwork:
         theta, bias: of potentials.
         layers: name and number of neurons of each population, in order; the last is the output.
         leak_error: largest difference of a factor from the network's own.
+        roundings: what it does to the weights of each layer.
     """
 
     into: np.ndarray
@@ -60,10 +61,13 @@ class XyloNetwork:
     bias: np.ndarray
     layers: dict[str, int] = field(default_factory=dict)
     leak_error: float = 0.0
+    roundings: tuple[Rounding, ...] = ()
 
 
-def lower(network: ChipNetwork) -> XyloNetwork:
+def lower(network: ChipNetwork, input_limit: float = 1.0, timesteps: int | None = None) -> XyloNetwork:
     """A network in Xylo's integers: leaks as powers of two, 8-bit weights with a scale of its own for each neuron.
+
+    They do not depend on ``input_limit`` and ``timesteps``.
 
     Raises:
         HardwareError: what the chip does not compute, naming the layer, with what to do.
@@ -91,15 +95,35 @@ def lower(network: ChipNetwork) -> XyloNetwork:
     scale, shift = _scale(columns, theta, 2.0**syn)
     parts = {"into": scale[:hidden], "among": scale[:hidden], "out": scale[hidden:]}
     weights = {name: np.rint(real[name] * parts[name]).astype(np.int8) for name in real}
+    roundings = tuple(_rounding(p.name, real, weights, parts, starts, hidden) for p in layers)
     return XyloNetwork(
         **weights, shifts=(shift, shift, shift), mem=mem, syn=syn, bias=np.zeros(neurons, int), leak_error=max(errors),
         theta=np.maximum(np.rint(theta * scale * 2**shift), 1).astype(int), layers={p.name: len(p.bias) for p in layers},
+        roundings=roundings,
     )  # fmt: skip
+
+
+def rounded(network: ChipNetwork, input_limit: float = 1.0, timesteps: int | None = None) -> list[Rounding]:
+    """What the integers of ``lower`` do to each layer."""
+    return list(lower(network, input_limit, timesteps).roundings)
 
 
 def late(network: ChipNetwork) -> int:
     """Steps by which the output neurons' spikes are later than the network's: a synapse between neurons takes one."""
     return max(p.depth for p in network.populations if p.theta is not None) - 1
+
+
+def _rounding(name: str, real: Arrays, weights: Arrays, scales: Arrays, starts: Mapping[str, int], hidden: int) -> Rounding:
+    """Of the synapses that end in a layer: those of output neurons are apart."""
+    first = starts[name]
+    after = min((start for start in starts.values() if start > first), default=None)
+    kinds = ["out"] if first >= hidden else ["into", "among"]
+    here = slice(None) if first >= hidden else slice(first, after)
+    wanted = np.concatenate([real[kind][:, here].ravel() for kind in kinds])
+    whole = np.concatenate([weights[kind][:, here].ravel() for kind in kinds]).astype(np.int64)
+    held = np.concatenate([(weights[kind] / scales[kind])[:, here].ravel() for kind in kinds])
+    there = wanted != 0
+    return rounding(name, wanted[there], held[there], int(np.abs(whole).max(initial=0)))
 
 
 def _spiking(network: ChipNetwork) -> list[Population]:

@@ -32,7 +32,7 @@ def simulate_network(run: PipelineRun) -> dict[str, Any]:
         run.context.notify(f"warning: simulated by the reference simulator, which equals Lava's processes: {error}")
         found = simulated("reference") | {"why": str(error)}
     seed_torch(run.settings.seed, 3)
-    found |= {"chip": chip_budget(file, encoded(network, images, steps), network=network, target=settings.target or "loihi2")}
+    found |= {"chip": chip_budget(network, encoded(network, images, steps), settings.target or "loihi2")}
     if not settings.bits:
         return found
     images, labels = next(run.data.test(settings.bits_samples).epoch(0))

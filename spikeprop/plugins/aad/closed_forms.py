@@ -1,7 +1,8 @@
 """Prices in closed form, in torch, so that autograd gives their derivatives: references for the simulations.
 
-Black-Scholes (1973), Bachelier (1900) for one normal variable, and the continuously monitored up-and-out call (Reiner &
-Rubinstein 1991) with the barrier shift for discrete monitoring (Broadie, Glasserman & Kou 1997).
+Black-Scholes (1973), Bachelier (1900) for one normal variable, the continuously monitored up-and-out call (Reiner & Rubinstein
+1991) with the barrier shift for discrete monitoring (Broadie, Glasserman & Kou 1997), Heston's call by Lewis's integral (2001),
+SABR's implied volatility (Hagan et al. 2002, equation 2.17) and Hull & White's option on a zero-coupon bond.
 """
 
 from __future__ import annotations
@@ -56,6 +57,50 @@ def up_and_out_call(
 
     direct = term(spot / strike, 1, False) - term(spot / level, 1, False)
     return direct + term(level.square() / (spot * strike), -1, True) - term(level / spot, -1, True)
+
+
+def heston(
+    spot: Any, strike: float, maturity: float, *, variance: Any, mean_variance: Any, reversion: Any, volatility_of_variance: Any,
+    rho: Any, rate: Any = 0.0, dividend: Any = 0.0, points: int = 4000, end: float = 200.0,
+) -> Tensor:  # fmt: skip
+    """Price of a call: with X = log(S_T / F) and k = log(F / K), exp(-rate T) (F - sqrt(F K) / pi times the integral over u of
+    Re[exp(i u k) E exp((i u + 1/2) X)] / (u^2 + 1/4)), by midpoints."""
+    spot, v, theta, kappa, xi, rho, rate, dividend = _tensors(
+        spot, variance, mean_variance, reversion, volatility_of_variance, rho, rate, dividend
+    )
+    u = (torch.arange(points, dtype=torch.float64) + 0.5) * (end / points)
+    power = torch.complex(torch.full_like(u, 0.5), u)
+    beta = kappa - rho * xi * power
+    d = (beta.square() + xi.square() * (power - power.square())).sqrt()
+    g, decay = (beta - d) / (beta + d), (-d * maturity).exp()
+    mean = kappa * theta / xi.square() * ((beta - d) * maturity - 2 * ((1 - g * decay) / (1 - g)).log())
+    exponent = mean + v / xi.square() * (beta - d) * (1 - decay) / (1 - g * decay)
+    forward = spot * ((rate - dividend) * maturity).exp()
+    turned = torch.complex(torch.zeros_like(u), u) * (forward / strike).log()
+    integral = ((turned + exponent).exp().real / (u.square() + 0.25)).sum() * (end / points)
+    return (-rate * maturity).exp() * (forward - (forward * strike).sqrt() / math.pi * integral)
+
+
+def sabr_volatility(forward: Any, strike: float, maturity: float, *, alpha: Any, beta: Any, nu: Any, rho: Any) -> Tensor:
+    """Implied volatility for a strike other than the forward; an expansion for small times."""
+    forward, alpha, beta, nu, rho = _tensors(forward, alpha, beta, nu, rho)
+    log, middle = (forward / strike).log(), (forward * strike) ** ((1 - beta) / 2)
+    z = nu / alpha * middle * log
+    x = (((1 - 2 * rho * z + z.square()).sqrt() + z - rho) / (1 - rho)).log()
+    below = middle * (1 + ((1 - beta) * log).square() / 24 + ((1 - beta) * log) ** 4 / 1920)
+    rise = ((1 - beta) * alpha / middle).square() / 24 + rho * beta * nu * alpha / (4 * middle)
+    return alpha / below * z / x * (1 + (rise + (2 - 3 * rho.square()) / 24 * nu.square()) * maturity)
+
+
+def bond_option(
+    expiring: Any, paid: Any, strike: float, expiry: float, maturity: float, *, reversion: Any, volatility: Any, call: bool = True
+) -> Tensor:
+    """Option on a zero-coupon bond, from the present prices of the bonds that mature at the option's expiry and at the bond's
+    maturity."""
+    expiring, paid, a, sigma = _tensors(expiring, paid, reversion, volatility)
+    deviation = sigma * ((1 - (-2 * a * expiry).exp()) / (2 * a)).sqrt() * (1 - (-a * (maturity - expiry)).exp()) / a
+    # log-normal, so Black's formula on the forward bond over one year
+    return expiring * black_scholes(paid / expiring, strike, 1.0, deviation, call=call)
 
 
 def _tensors(*values: Any) -> list[Tensor]:

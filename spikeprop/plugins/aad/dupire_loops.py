@@ -49,11 +49,12 @@ def euler(x0, drift_K, table_KJ, knots_J, inverse_J, cells_C, per_cell, normals_
 
 @_jit
 def reverse_euler(cotangents_OB, spots_OB, observed_K, table_KJ, knots_J, inverse_J, cells_C, per_cell, normals_KB, x_KB,
-                  table_bar_KJ, drift_bar_K, first_slope):  # fmt: skip
+                  table_bar_KJ, drift_bar_K, normals_bar_KB, first_slope):  # fmt: skip
     """Add to the adjoints of table and drifts; return the adjoint of x0. The cotangents are those of the prices exp(x);
-    ``observed_K`` is their row for x[k], or -1. ``first_slope`` is V[0]'(x0), where all paths start, possibly on a knot."""
+    ``observed_K`` is their row for x[k], or -1. ``first_slope`` is V[0]'(x0), where all paths start, possibly on a knot. The
+    adjoint of the normals is set if ``normals_bar_KB`` has rows."""
     steps, last = normals_KB.shape[0], knots_J.shape[0] - 2
-    active_A = _active(cotangents_OB)
+    active_A = active(cotangents_OB)
     n = active_A.shape[0]
     adjoint_A, e_A, w_A, j_A = np.zeros(n), np.empty(n), np.empty(n), np.empty(n, np.int64)
     lanes_JL = np.empty((knots_J.shape[0], LANES))
@@ -63,6 +64,12 @@ def reverse_euler(cotangents_OB, spots_OB, observed_K, table_KJ, knots_J, invers
             for a in range(n):
                 adjoint_A[a] += row_B[active_A[a]] * spots_B[active_A[a]]
         here_B, z_B, table_J = x_KB[k], normals_KB[k], table_KJ[k]
+        if normals_bar_KB.shape[0]:
+            for a in range(n):
+                p = active_A[a]
+                j = min(_knot(here_B[p], knots_J, cells_C, per_cell), last)
+                w = max(0.0, min((here_B[p] - knots_J[j]) * inverse_J[j], 1.0))
+                normals_bar_KB[k, p] = adjoint_A[a] * (table_J[j] + w * (table_J[j + 1] - table_J[j]))
         total = 0.0
         for a in range(n):
             p = active_A[a]
@@ -88,7 +95,7 @@ def reverse_euler(cotangents_OB, spots_OB, observed_K, table_KJ, knots_J, invers
 
 
 @_jit
-def _active(cotangents_OB):
+def active(cotangents_OB):
     """Paths with a non-zero cotangent (NaN included)."""
     found_B = np.zeros(cotangents_OB.shape[1], np.bool_)
     for o in range(cotangents_OB.shape[0]):

@@ -21,7 +21,7 @@ from torch.autograd.function import once_differentiable
 
 from spikeprop.errors import MarketError
 from spikeprop.plugins.aad.dupire_loops import euler, reverse_euler
-from spikeprop.plugins.aad.models import Model, Parameters, Prepared, at_least, discounts, number
+from spikeprop.plugins.aad.models import Model, Parameters, Prepared, at_least, discounts, number, step_score
 
 LARGEST_MOVE = (
     0.5  # maximum standard deviation of the log-spot in one step, because Euler uses the volatility at the start of the step
@@ -43,6 +43,8 @@ class Dupire(Model):
     Raises:
         MarketError: the grid is not sorted, a value is out of bounds, or steps are too large for the volatility.
     """
+
+    normal_a_step = True
 
     def __init__(
         self,
@@ -97,7 +99,7 @@ class Dupire(Model):
 
     def steps(self, times: Sequence[float]) -> tuple[Tensor, list[int]]:
         """Times (K + 1,) of the steps, and the index of each date among them."""
-        return _steps(tuple(times), self.max_step)
+        return time_steps(tuple(times), self.max_step)
 
     def dimension(self, times: Sequence[float]) -> int:
         """One number per step."""
@@ -107,7 +109,7 @@ class Dupire(Model):
         """Volatilities times sqrt(dt) and drifts of every step."""
         when, _ = self.steps(times)
         dt = when.diff()
-        rows = _time_weights(when[:-1], self.grid_times) @ self.local_volatilities(parameters).T
+        rows = time_weights(when[:-1], self.grid_times) @ self.local_volatilities(parameters).T
         return {
             "log_spot": parameters["spot"].log(),
             "table": rows * dt.sqrt()[:, None],
@@ -129,19 +131,31 @@ class Dupire(Model):
     def _plain(self, prepared: Prepared, normals: Tensor, at: Sequence[int]) -> Tensor:
         knots, x, found = torch.from_numpy(self._grid.knots), prepared["log_spot"].repeat(normals.shape[1]), []
         for k, (m, row, z) in enumerate(zip(prepared["drift"], prepared["table"], normals)):
-            at_knots = x.detach() if k == 0 else x
-            j = (torch.searchsorted(knots, x.detach(), right=True) - 1).clamp(0, len(knots) - 2)
-            w = ((at_knots - knots[j]) / (knots[j + 1] - knots[j])).clamp(0, 1)
-            v = row[j] + w * (row[j + 1] - row[j])
             if k == 0:
-                v = v + self._grid.slope(row.detach().numpy(), float(prepared["log_spot"].detach())) * (x - x.detach())
+                v, _ = self.first_step(prepared)
+            else:
+                j = (torch.searchsorted(knots, x.detach(), right=True) - 1).clamp(0, len(knots) - 2)
+                w = ((x - knots[j]) / (knots[j + 1] - knots[j])).clamp(0, 1)
+                v = row[j] + w * (row[j + 1] - row[j])
             x = x + m + v * (z - v / 2)
             found.append(x)
         return torch.stack([found[k - 1] for k in at])
 
+    def first_step(self, prepared: Prepared) -> tuple[Tensor, Tensor]:
+        """Deviation of the first step of the log-spot, and its derivative by the log-spot."""
+        row, x = prepared["table"][0], prepared["log_spot"]
+        slope, j = self._grid.slope(row, float(x.detach())), self._grid.knot(float(x.detach()))
+        w = min(max((float(x.detach()) - float(self._grid.knots[j])) * float(self._grid.inverse[j]), 0.0), 1.0)
+        return row[j] + w * (row[j + 1] - row[j]) + slope * (x - x.detach()), slope
+
+    def scores(self, prepared: Prepared, normals: Tensor, times: Sequence[float]) -> Tensor:
+        """Of the first step."""
+        return step_score(*self.first_step(prepared), normals[0], normals[0], prepared["log_spot"]).unsqueeze(1)
+
 
 @lru_cache(maxsize=64)  # called for every mini-batch
-def _steps(times: tuple[float, ...], max_step: float) -> tuple[Tensor, list[int]]:
+def time_steps(times: tuple[float, ...], max_step: float) -> tuple[Tensor, list[int]]:
+    """Times (K + 1,) of equal steps between the dates, none longer than ``max_step``, and the index of each date."""
     found, at, before = [0.0], [], 0.0
     for time in times:
         n = max(1, math.ceil((time - before) / max_step - 1e-9))
@@ -167,11 +181,15 @@ class _Grid:
         starts = self.knots[0] + (np.arange(cells) - 1e-9) / self.per_cell
         self.cells = np.clip(np.searchsorted(self.knots, starts, side="right") - 1, 0, len(self.knots) - 2)
 
-    def slope(self, row: np.ndarray, x: float) -> float:
+    def knot(self, x: float) -> int:
+        """Index of the knot at or below x, between the first and the last but one."""
+        return min(max(int(np.searchsorted(self.knots, x, side="right")) - 1, 0), len(self.knots) - 2)
+
+    def slope(self, row: Tensor, x: float) -> Tensor:
         """Slope of the linear interpolation; on a knot the mean of both sides, as a central difference gives."""
-        slopes = np.concatenate([[0.0], np.diff(row) * self.inverse, [0.0]])
+        slopes = torch.nn.functional.pad(row.diff() * torch.from_numpy(self.inverse), (1, 1))
         left, right = (int(np.searchsorted(self.knots, x, side=side)) for side in ("left", "right"))
-        return float(slopes[left] + slopes[right]) / 2
+        return (slopes[left] + slopes[right]) / 2
 
     def arrays(self) -> tuple[Any, ...]:
         """Arguments of the loops."""
@@ -184,7 +202,7 @@ class _Euler(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, log_spot: Tensor, drift: Tensor, table: Tensor, normals: Tensor, grid: _Grid, at: list[int]) -> Tensor:
         x = np.empty((normals.shape[0] + 1, normals.shape[1]))
-        euler(float(log_spot), drift.detach().numpy(), table.detach().numpy(), *grid.arrays(), normals.numpy(), x)
+        euler(float(log_spot), drift.detach().numpy(), table.detach().numpy(), *grid.arrays(), normals.detach().numpy(), x)
         spots = torch.from_numpy(np.exp(x[1:] if at == list(range(1, len(x))) else x[at]))
         ctx.save_for_backward(drift, table, normals, torch.from_numpy(x), spots)
         ctx.grid, ctx.at = grid, at
@@ -198,26 +216,34 @@ class _Euler(torch.autograd.Function):
         observed[ctx.at] = np.arange(len(ctx.at))
         rows = table.detach().numpy()
         table_bar, drift_bar = np.zeros(rows.shape), np.zeros(drift.shape)
+        normals_bar = np.zeros(normals.shape if ctx.needs_input_grad[3] else (0, 0))  # only correlated numbers have one
         log_spot_bar = reverse_euler(
-            cotangents[0].contiguous().numpy(), spots.numpy(), observed, rows, *ctx.grid.arrays(), normals.numpy(), path.numpy(),
-            table_bar, drift_bar, ctx.grid.slope(rows[0], float(path[0, 0])),
+            cotangents[0].contiguous().numpy(), spots.numpy(), observed, rows, *ctx.grid.arrays(),
+            normals.detach().numpy(), path.numpy(), table_bar, drift_bar, normals_bar,
+            float(ctx.grid.slope(table.detach()[0], float(path[0, 0]))),
         )  # fmt: skip
-        return number(log_spot_bar), torch.from_numpy(drift_bar), torch.from_numpy(table_bar), None, None, None
+        by_normals = torch.from_numpy(normals_bar) if ctx.needs_input_grad[3] else None
+        return number(log_spot_bar), torch.from_numpy(drift_bar), torch.from_numpy(table_bar), by_normals, None, None
 
 
 def check_grid(spots: Sequence[float], times: Sequence[float]) -> tuple[list[float], list[float]]:
     """The grid as lists; refuse values that are not positive and increasing."""
-    found = []
-    for name, values, least in (("grid_spots", spots, 2), ("grid_times", times, 1)):
-        listed = [float(v) for v in values]
-        if len(listed) < least:
-            raise MarketError(f"{name} has {len(listed)} values; give at least {least}")
-        for before, after in pairwise(listed):
-            if not after > before:
-                raise MarketError(f"{name} must increase, but {after:g} follows {before:g}")
-        at_least(f"{name}[0]", listed[0], 0.0, strict=name == "grid_spots")
-        found.append(listed)
-    return found[0], found[1]
+    found = increasing("grid_spots", spots, 2)
+    at_least("grid_spots[0]", found[0], 0.0, strict=True)
+    return found, increasing("grid_times", times)
+
+
+def increasing(name: str, values: Sequence[float], least: int = 1) -> list[float]:
+    """Values as a list; refuse those that are negative or do not increase, and fewer than ``least``."""
+    listed = [float(v) for v in values]
+    if len(listed) < least:
+        raise MarketError(f"{name} has {len(listed)} values; give at least {least}")
+    for before, after in pairwise(listed):
+        if not after > before:
+            raise MarketError(f"{name} must increase, but {after:g} follows {before:g}")
+    at_least(f"{name}[0]", listed[0], 0.0)
+    at_least(f"{name}[{len(listed) - 1}]", listed[-1], 0.0)
+    return listed
 
 
 def check_volatilities(volatilities: Any, spots: Sequence[float], times: Sequence[float]) -> Tensor:
@@ -234,7 +260,7 @@ def check_volatilities(volatilities: Any, spots: Sequence[float], times: Sequenc
     return found.clone()
 
 
-def _time_weights(when: Tensor, grid: Sequence[float]) -> Tensor:
+def time_weights(when: Tensor, grid: Sequence[float]) -> Tensor:
     """Weights (steps, times) of linear interpolation, flat outside."""
     at = torch.tensor(grid, dtype=torch.float64)
     if len(grid) == 1:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,6 +21,20 @@ from spikeprop.errors import MarketError
 
 Parameters = Mapping[str, Tensor]
 Prepared = dict[str, Tensor]
+
+
+class Scenarios(NamedTuple):
+    """Simulated paths.
+
+    Attributes:
+        spots: prices (paths, dates[, assets]).
+        discounts: discount factors (dates,); where rates are random, (dates, paths).
+        scores: by ``Model.scores`` if asked for, else None.
+    """
+
+    spots: Tensor
+    discounts: Tensor
+    scores: Tensor | None = None
 
 
 class Model(ABC):
@@ -32,6 +47,8 @@ class Model(ABC):
 
     parameters: dict[str, Tensor]
     assets: int = 1
+    normal_a_step: bool = False
+    """Whether the normal numbers of a path are one per step, which ``Correlated`` can correlate with another model's."""
 
     @abstractmethod
     def dimension(self, times: Sequence[float]) -> int:
@@ -50,6 +67,31 @@ class Model(ABC):
     def spots(self) -> Tensor:
         """Present prices (assets,)."""
 
+    def scenarios(self, prepared: Prepared, normals: Tensor, times: Sequence[float], *, scores: bool = False) -> Scenarios:
+        """Prices, discount factors, and if asked for the scores of ``normals``; differentiable by ``prepared``."""
+        found = self.scores(prepared, normals, times) if scores else None
+        return Scenarios(self.simulate(prepared, normals, times), prepared["discounts"], found)
+
+    def scores(self, prepared: Prepared, normals: Tensor, times: Sequence[float]) -> Tensor:
+        """Scores (paths, assets): the derivative by each present price of the log-density of the first move, given what else is
+        random. The mean of payoff times score is the derivative of the price; second-order sensitivities need it.
+
+        Raises:
+            MarketError: the model has none.
+        """
+        raise MarketError(
+            f"{type(self).__name__} has no scores, so there are no second-order sensitivities; define scores(prepared, normals, "
+            "times): the derivative of the log-density of the first move by each present price"
+        )
+
+    def first_step(self, prepared: Prepared) -> tuple[Tensor, Tensor]:
+        """With ``normal_a_step``: deviation of the first log-Euler step, and its derivative by the log-spot."""
+        raise NotImplementedError
+
+    def spot_parameters(self) -> tuple[str, ...]:
+        """Names of the parameters that are the present prices, in the order of ``spots``."""
+        return ("spot",) if "spot" in self.parameters else ("spots",)
+
     def labels(self, name: str) -> list[str]:
         """A description of each number of a parameter."""
         return [name] if self.parameters[name].numel() == 1 else [f"{name} {i}" for i in range(self.parameters[name].numel())]
@@ -66,6 +108,8 @@ class BlackScholes(Model):
     Raises:
         MarketError: a value is out of bounds.
     """
+
+    normal_a_step = True
 
     def __init__(self, *, spot: float, volatility: float, rate: float = 0.0, dividend: float = 0.0):
         at_least("spot", spot, 0.0, strict=True)
@@ -101,6 +145,14 @@ class BlackScholes(Model):
         moves = prepared["drift"][:, None] + prepared["deviation"][:, None] * normals
         return (prepared["log_spot"] + moves.cumsum(0)).exp().T
 
+    def first_step(self, prepared: Prepared) -> tuple[Tensor, Tensor]:
+        """Deviation of the first step of the log-spot, and its derivative by the log-spot."""
+        return prepared["deviation"][0], torch.zeros((), dtype=torch.float64)
+
+    def scores(self, prepared: Prepared, normals: Tensor, times: Sequence[float]) -> Tensor:
+        """Of the first step."""
+        return step_score(*self.first_step(prepared), normals[0], normals[0], prepared["log_spot"]).unsqueeze(1)
+
 
 class Bachelier(Model):
     """Correlated assets with dS_i = volatility_i dW_i. The assets are forwards, so they have no drift; ``rate`` only discounts.
@@ -128,23 +180,12 @@ class Bachelier(Model):
             raise MarketError(f"volatilities has {len(volatilities)} numbers for {self.assets} spots")
         for i, volatility in enumerate(volatilities):
             at_least(f"volatilities[{i}]", volatility, 0.0)
-        lower = torch.tril_indices(self.assets, self.assets, -1)
-        pairs = _pairs(correlations, self.assets)[lower[0], lower[1]]
         self.parameters = {
             "spots": torch.as_tensor(spots, dtype=torch.float64),
             "volatilities": torch.as_tensor(volatilities, dtype=torch.float64),
-            "correlations": pairs,
+            "correlations": correlation_pairs(correlations, self.assets),
             "rate": number(rate),
         }
-        if int(torch.linalg.cholesky_ex(self.matrix(pairs)).info):
-            least = float(torch.linalg.eigvalsh(self.matrix(pairs))[0])
-            raise MarketError(f"correlations has the eigenvalue {least:.3g}; all of them must be positive")
-
-    def matrix(self, pairs: Tensor) -> Tensor:
-        """Correlation matrix (n, n) from its entries below the diagonal."""
-        lower = torch.tril_indices(self.assets, self.assets, -1)
-        half = torch.zeros(self.assets, self.assets, dtype=pairs.dtype).index_put((lower[0], lower[1]), pairs)
-        return half + half.T + torch.eye(self.assets, dtype=pairs.dtype)
 
     def spots(self) -> Tensor:
         """Present prices (n,)."""
@@ -152,9 +193,7 @@ class Bachelier(Model):
 
     def labels(self, name: str) -> list[str]:
         """Labels; correlations by pair."""
-        if name == "correlations":
-            return [f"correlation {i}, {j}" for i in range(self.assets) for j in range(i)]
-        return super().labels(name)
+        return pair_labels(self.assets) if name == "correlations" else super().labels(name)
 
     def dimension(self, times: Sequence[float]) -> int:
         """One number per date and asset."""
@@ -162,7 +201,7 @@ class Bachelier(Model):
 
     def prepare(self, parameters: Parameters, times: Sequence[float]) -> Prepared:
         """The Cholesky factor of the covariance per year."""
-        factor = torch.linalg.cholesky(self.matrix(parameters["correlations"]))
+        factor = torch.linalg.cholesky(correlation_matrix(parameters["correlations"], self.assets))
         return {
             "spots": parameters["spots"] + 0.0,
             "factor": parameters["volatilities"][:, None] * factor,
@@ -175,17 +214,61 @@ class Bachelier(Model):
         moves = (prepared["factor"] @ z).cumsum(0)
         return (prepared["spots"][:, None] + moves).permute(2, 0, 1)
 
+    def scores(self, prepared: Prepared, normals: Tensor, times: Sequence[float]) -> Tensor:
+        """Of the first move, of covariance F F^T t: F^-T z / sqrt(t)."""
+        z = normals[: self.assets] / intervals(times)[0].sqrt()
+        return torch.linalg.solve_triangular(prepared["factor"].T, z, upper=True).T
 
-def _pairs(correlations: float | Sequence[Sequence[float]] | Tensor, assets: int) -> Tensor:
-    """Correlations as a checked (n, n) tensor."""
+
+def step_score(deviation: Tensor, slope: Tensor, z: Tensor, u: Tensor, log_spot: Tensor) -> Tensor:
+    """Score (paths,) of a log-Euler step x' = x + m - v^2 / 2 + v z by the spot exp(x), for a deviation v(x).
+
+    Args:
+        deviation, slope: v, and its derivative by x.
+        z: (paths,) normal number of the step.
+        u: (paths,) the same if assets are independent; with correlations C, the asset's row of C^-1 z.
+        log_spot: x.
+    """
+    by_log = u * ((1 - deviation * slope) + z * slope) / deviation - slope / deviation
+    return by_log / log_spot.exp()
+
+
+def of_paths(discounts: Tensor, which: Tensor | slice) -> Tensor:
+    """Discount factors of some paths."""
+    return discounts[:, which] if discounts.dim() == 2 else discounts
+
+
+def correlation_pairs(correlations: float | Sequence[Sequence[float]] | Tensor, assets: int) -> Tensor:
+    """The entries below the diagonal of a matrix (n, n) or of one number for all pairs.
+
+    Raises:
+        MarketError: it is no correlation matrix, or not positive definite.
+    """
     if isinstance(correlations, int | float):
-        return torch.full((assets, assets), float(correlations), dtype=torch.float64).fill_diagonal_(1.0)
-    matrix = torch.as_tensor(correlations, dtype=torch.float64)
+        matrix = torch.full((assets, assets), float(correlations), dtype=torch.float64).fill_diagonal_(1.0)
+    else:
+        matrix = torch.as_tensor(correlations, dtype=torch.float64)
     if matrix.shape != (assets, assets):
         raise MarketError(f"correlations is {tuple(matrix.shape)} for {assets} assets; give ({assets}, {assets}) or one number")
     if not torch.equal(matrix, matrix.T) or bool((matrix.diagonal() != 1).any()):
         raise MarketError("correlations must be symmetric, with ones on the diagonal")
-    return matrix
+    if int(torch.linalg.cholesky_ex(matrix).info):
+        least = float(torch.linalg.eigvalsh(matrix)[0])
+        raise MarketError(f"correlations has the eigenvalue {least:.3g}; all of them must be positive")
+    lower = torch.tril_indices(assets, assets, -1)
+    return matrix[lower[0], lower[1]]
+
+
+def correlation_matrix(pairs: Tensor, assets: int) -> Tensor:
+    """Correlation matrix (n, n) from its entries below the diagonal."""
+    lower = torch.tril_indices(assets, assets, -1)
+    half = torch.zeros(assets, assets, dtype=pairs.dtype).index_put((lower[0], lower[1]), pairs)
+    return half + half.T + torch.eye(assets, dtype=pairs.dtype)
+
+
+def pair_labels(assets: int) -> list[str]:
+    """Labels of the entries below the diagonal."""
+    return [f"correlation {i}, {j}" for i in range(assets) for j in range(i)]
 
 
 def intervals(times: Sequence[float]) -> Tensor:

@@ -36,7 +36,7 @@ def refuse_rounding(product: Product, spots: Tensor, discounts: Tensor, differen
     if found.kind is not None and difference <= SEVERAL * found.error:
         name = str(found.kind).removeprefix("torch.")
         raise MarketError(
-            f"the payoff of {type(product).__name__} computes in {name}, whose rounding (up to {found.error:.2g} here) is too "
+            f"the payoff of {product.described()} computes in {name}, whose rounding (up to {found.error:.2g} here) is too "
             "large to compare its derivative with bumps; this says nothing of the derivative itself. Compute the payoff in "
             "float64, as prices and discount factors are: remove float(), half() and bfloat16(), and give constants "
             "dtype=torch.float64"

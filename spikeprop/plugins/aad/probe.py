@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 
 from spikeprop.errors import MarketError
-from spikeprop.plugins.aad.models import Model, Prepared
+from spikeprop.plugins.aad.models import Model, Prepared, of_paths
 from spikeprop.plugins.aad.paths import Batch, Paths
 from spikeprop.plugins.aad.precision import refuse_rounding
-from spikeprop.plugins.aad.products import Product
+from spikeprop.plugins.aad.products import Product, singles
 
 COUNT = 256  # paths of the probe
 STRETCH = 1.5
@@ -41,7 +41,7 @@ class Probe:
     Attributes:
         normals: (dimension, paths) standard normal numbers.
         spots, discounts: prices (2 paths, dates[, assets]), the second half stretched, and discount factors.
-        values: (2 paths,) payoffs.
+        values: (2 paths, payoffs).
     """
 
     normals: Tensor
@@ -50,9 +50,9 @@ class Probe:
     values: Tensor
 
     @property
-    def range(self) -> float:
-        """Difference of the largest and the smallest finite payoff."""
-        return _range(self.values)
+    def ranges(self) -> list[float]:
+        """By payoff, the difference of the largest and the smallest finite value."""
+        return [_range(one) for one in self.values.unbind(1)]
 
 
 @torch.no_grad()
@@ -63,18 +63,17 @@ def probed(model: Model, product: Product, paths: Paths, prepared: Prepared) -> 
         MarketError: the payoff mixes the paths of a mini-batch, or draws random numbers.
     """
     normals = paths.normals(Batch(0, 0, COUNT // 2), model.dimension(product.dates))
-    spots = model.simulate(prepared, torch.cat([normals, STRETCH * normals], 1), product.dates)
-    discounts = prepared["discounts"]
+    spots, discounts, _ = model.scenarios(prepared, torch.cat([normals, STRETCH * normals], 1), product.dates)
     values = product.payoff(spots.clone(), discounts)  # a copy: it may work in place
-    name = type(product).__name__
+    name = product.described()
     if not _equal(product.payoff(spots.clone(), discounts), values):
         raise MarketError(
             f"the payoff of {name} has different values for the same prices: it draws random numbers or keeps a state between "
             "calls; draw all random numbers in the model (Model.dimension), so that a path is a function of its numbers"
         )
-    turned = product.payoff(spots.flip(0), discounts).flip(0)
-    cut = COUNT // 3
-    apart = torch.cat([product.payoff(one.clone(), discounts) for one in (spots[:cut], spots[cut:])])
+    backwards, parts = torch.arange(len(spots) - 1, -1, -1), (slice(0, COUNT // 3), slice(COUNT // 3, None))
+    turned = product.payoff(spots[backwards], of_paths(discounts, backwards)).flip(0)
+    apart = torch.cat([product.payoff(spots[part].clone(), of_paths(discounts, part)) for part in parts])
     for found in (turned, apart):
         if not _equal(found, values):
             off = float((found.double() - values.double()).nan_to_num().abs().max())
@@ -85,7 +84,7 @@ def probed(model: Model, product: Product, paths: Paths, prepared: Prepared) -> 
                 "simulated(model, product, paths) with another seed, and give the payoff the result as constants (regression "
                 "coefficients, an exercise boundary)"
             )
-    return Probe(normals, spots, discounts, values.double())
+    return Probe(normals, spots, discounts, values.double().reshape(len(spots), -1))
 
 
 def check_derivative(product: Product, probe: Probe, paths: int) -> None:
@@ -101,9 +100,11 @@ def check_derivative(product: Product, probe: Probe, paths: int) -> None:
     """
     start = probe.spots
     level = start.abs().mean(0)
-    lines = _Lines(product, probe.discounts, start, start.roll(1, 0) + 0.01 * level - start)
-    _check_jumps(lines, paths)
-    _check_slopes(lines)
+    way = start.roll(1, 0) + 0.01 * level - start
+    for one in singles(product):
+        lines = _Lines(one, probe.discounts, start, way)
+        _check_jumps(lines, paths)
+        _check_slopes(lines)
 
 
 @dataclass(frozen=True)
@@ -117,7 +118,7 @@ class _Lines:
 
     def of(self, chosen: Tensor) -> _Lines:
         """Some of the lines."""
-        return _Lines(self.product, self.discounts, self.start[chosen], self.way[chosen])
+        return _Lines(self.product, of_paths(self.discounts, chosen), self.start[chosen], self.way[chosen])
 
     def prices(self, at: Tensor) -> Tensor:
         """Prices at (paths,) places from 0 to 1."""
@@ -146,7 +147,7 @@ def undifferentiable(product: Product, error: RuntimeError) -> MarketError:
     """PyTorch's error in our words."""
     what = str(error).splitlines()[0]
     return MarketError(
-        f"PyTorch cannot differentiate the payoff of {type(product).__name__} ({what}). It must compute from prices by PyTorch, "
+        f"PyTorch cannot differentiate the payoff of {product.described()} ({what}). It must compute from prices by PyTorch, "
         f"without changing them in place. {REMEDY}"
     )
 
@@ -169,7 +170,7 @@ def _check_slopes(lines: _Lines) -> None:
         refuse_rounding(lines.product, lines.start, lines.discounts, difference)
         kind = "zero" if not slope[wrong].any() else "wrong"
         raise MarketError(
-            f"the derivative of the payoff of {type(lines.product).__name__} by the prices is {kind} on {int(wrong.sum())} of "
+            f"the derivative of the payoff of {lines.product.described()} by the prices is {kind} on {int(wrong.sum())} of "
             f"{len(wrong)} test paths: on one, from the prices of one path to those of another, it is {float(slope[i]):.4g}, and "
             f"bumps give {float(quotient[i]):.4g}. Part of the payoff is outside of PyTorch's tape (detach, NumPy, item(), "
             "no_grad, a rounding), or has a backward of its own that is wrong; compute it by PyTorch. "
@@ -221,7 +222,7 @@ def _refuse(lines: _Lines, at: Tensor, h: float, jumps: Tensor, where: str) -> N
     shown = ", ".join(f"{one:.5g}" for one in prices[:4]) + (", ..." if len(prices) > 4 else "")
     step = float(h * lines.way[i].abs().max())
     raise MarketError(
-        f"the payoff of {type(lines.product).__name__} jumps by {float(jumps[i]):.3g} between prices that differ by "
+        f"the payoff of {lines.product.described()} jumps by {float(jumps[i]):.3g} between prices that differ by "
         f"{step:.1g}{where} (near {shown}); an adjoint does not see a jump, so the sensitivities would be wrong. {REMEDY}"
     )
 
@@ -238,5 +239,11 @@ def _range(values: Tensor) -> float:
 
 
 def _equal(found: Tensor, values: Tensor) -> bool:
-    scale = float(values.double().nan_to_num(0.0, 0.0, 0.0).abs().max())
-    return torch.allclose(found.double(), values.double(), rtol=0.0, atol=1e-6 * scale, equal_nan=True)
+    def columns(x: Tensor) -> list[Tensor]:
+        return list(x.double().reshape(len(x), -1).unbind(1))
+
+    scales = [float(one.nan_to_num(0.0, 0.0, 0.0).abs().max()) for one in columns(values)]
+    return all(
+        torch.allclose(a, b, rtol=0.0, atol=1e-6 * scale, equal_nan=True)
+        for a, b, scale in zip(columns(found), columns(values), scales)
+    )

@@ -9,7 +9,7 @@ Finance, 2018).
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -32,9 +32,19 @@ class Product(ABC):
     def dates(self) -> tuple[float, ...]:
         """Years from today, increasing."""
 
+    @property
+    def payoffs(self) -> tuple[str, ...]:
+        """Names of several payoffs; empty for one."""
+        return ()
+
     @abstractmethod
     def payoff(self, spots: Tensor, discounts: Tensor) -> Tensor:
-        """Discounted payoffs (paths,) for prices (paths, dates[, assets]) and discount factors (dates,)."""
+        """Discounted payoffs (paths,), or with n names (paths, n), for prices (paths, dates[, assets]) and discount factors
+        (dates,), or with random rates (dates, paths)."""
+
+    def described(self) -> str:
+        """What messages call it."""
+        return type(self).__name__
 
     def check(self, model: Model) -> None:
         """Raise MarketError if the product does not fit the model."""
@@ -198,7 +208,7 @@ class Autocall(Product):
         called = above(worst, self.trigger, self.width)
         waiting = torch.cat([torch.ones_like(called[:, :1]), (1 - called).cumprod(1)], 1)
         coupons = 1 + self.coupon * torch.arange(1, self.calls + 1, dtype=spots.dtype)
-        early = (waiting[:, :-1] * called * coupons * discounts).sum(1)
+        early = (waiting[:, :-1] * called * coupons * discounts.movedim(0, -1)).sum(1)
         kept = above(worst[:, -1], self.protection, self.width)
         at_end = kept + (1 - kept) * worst[:, -1].clamp(max=1.0)
         return self.notional * (early + waiting[:, -1] * at_end * discounts[-1])
@@ -216,27 +226,118 @@ class Scripted(Product):
 
     Attributes:
         observations: dates in years.
-        script: function from prices (paths, dates[, assets]) and discount factors (dates,) to discounted payoffs (paths,).
+        script: function from prices (paths, dates[, assets]) and discount factors (dates,) to discounted payoffs (paths,), or
+            with n ``names`` (paths, n).
+        names: names of several payoffs, which ``risks`` and ``prices`` compute from the same paths; empty for one.
     """
 
     observations: Sequence[float]
     script: Callable[[Tensor, Tensor], Tensor] = field(repr=False)
+    names: Sequence[str] = ()
+
+    def __post_init__(self) -> None:
+        _distinct_names(self.names)
 
     @property
     def dates(self) -> tuple[float, ...]:
         """The observations."""
         return tuple(self.observations)
 
+    @property
+    def payoffs(self) -> tuple[str, ...]:
+        """The names."""
+        return tuple(self.names)
+
     def payoff(self, spots: Tensor, discounts: Tensor) -> Tensor:
         """Result of the script.
 
         Raises:
-            MarketError: the script does not return one number per path.
+            MarketError: the script does not return one number per path and name.
         """
-        found = self.script(spots, discounts)
-        if found.shape != spots.shape[:1]:
-            raise MarketError(f"the script returned {tuple(found.shape)} for {len(spots)} paths; it must return {(len(spots),)}")
+        found, due = self.script(spots, discounts), (len(spots), *([len(self.names)] if self.names else []))
+        if found.shape != due:
+            several = "" if self.names else "; for several payoffs give their names"
+            raise MarketError(f"the script returned {tuple(found.shape)} for {len(spots)} paths; it must return {due}{several}")
         return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class Book(Product):
+    """Several products on the same paths; ``risks`` gives the risk of each in one simulation.
+
+    Attributes:
+        products: by name; each has one payoff.
+    """
+
+    products: Mapping[str, Product]
+
+    def __post_init__(self) -> None:
+        for name, one in self.products.items():
+            if one.payoffs:
+                raise MarketError(f"product {name} of the book has {len(one.payoffs)} payoffs; a book holds products with one")
+        if not self.products:
+            raise MarketError("products of the book is empty; give at least one")
+
+    @property
+    def dates(self) -> tuple[float, ...]:
+        """All dates of the products."""
+        return tuple(sorted({date for one in self.products.values() for date in one.dates}))
+
+    @property
+    def payoffs(self) -> tuple[str, ...]:
+        """Names of the products."""
+        return tuple(self.products)
+
+    def payoff(self, spots: Tensor, discounts: Tensor) -> Tensor:
+        """Discounted payoffs (paths, products), each from its own dates."""
+        row = {date: i for i, date in enumerate(self.dates)}
+        found = []
+        for one in self.products.values():
+            at = [row[date] for date in one.dates]
+            every = len(at) == len(row)
+            found.append(one.payoff(spots if every else spots[:, at], discounts if every else discounts[at]))
+        return torch.stack(found, 1)
+
+    def check(self, model: Model) -> None:
+        """Check every product."""
+        for one in self.products.values():
+            one.check(model)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Single(Product):
+    """One of the payoffs of a product.
+
+    Attributes:
+        product: the product.
+        index: position of the payoff.
+    """
+
+    product: Product
+    index: int
+
+    @property
+    def dates(self) -> tuple[float, ...]:
+        """Those of the product."""
+        return self.product.dates
+
+    def payoff(self, spots: Tensor, discounts: Tensor) -> Tensor:
+        """The payoff (paths,)."""
+        return self.product.payoff(spots, discounts)[:, self.index]
+
+    def described(self) -> str:
+        """With the name of the payoff."""
+        return f"{self.product.described()} ({self.product.payoffs[self.index]})"
+
+
+def singles(product: Product) -> list[Product]:
+    """Each payoff of a product as a product."""
+    return [Single(product=product, index=i) for i in range(len(product.payoffs))] if product.payoffs else [product]
+
+
+def _distinct_names(names: Sequence[str]) -> None:
+    if isinstance(names, str) or len(set(names)) < len(names):
+        raise MarketError(f"names is {names!r}; give a list of different names, one per payoff")
 
 
 def above(x: Tensor, level: float, width: float) -> Tensor:
@@ -256,7 +357,7 @@ def _vanilla(x: Tensor, strike: float, call: bool) -> Tensor:
 
 def _one_asset(product: Product, model: Model) -> None:
     if model.assets != 1:
-        raise MarketError(f"{type(product).__name__} needs one asset; the model has {model.assets}")
+        raise MarketError(f"{product.described()} needs one asset; the model has {model.assets}")
 
 
 class _Survival(torch.autograd.Function):

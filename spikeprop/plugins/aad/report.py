@@ -29,6 +29,10 @@ class Estimate:
     standard_error: Tensor
     groups: int
 
+    def part(self, index: Any) -> Estimate:
+        """Some of the numbers, by an index into ``value``."""
+        return Estimate(self.value[index], self.standard_error[index], self.groups)
+
     def interval(self, confidence: float = 0.95) -> tuple[Tensor, Tensor]:
         """The confidence interval: value -+ t w standard errors, for G groups (Sobol: scramblings).
 
@@ -111,12 +115,32 @@ class Risk(Price):
     Attributes:
         model: the model.
         sensitivities: by parameter, in the shape of the parameter.
+        second_order: if asked for, by parameter, the derivatives of the sensitivities by the present price, in the shape of the
+            parameter; for several assets (assets, *shape), by each present price.
         audits: by parameter, one of its sensitivities against a bump on the same paths.
     """
 
     model: Model
     sensitivities: dict[str, Estimate]
     audits: dict[str, Audit]
+    second_order: dict[str, Estimate] = dataclasses.field(default_factory=dict)
+
+    @property
+    def gamma(self) -> Estimate:
+        """Second derivative by the present price; for several assets the matrix (assets, assets).
+
+        Raises:
+            MarketError: the second order was not computed.
+        """
+        if not self.second_order:
+            raise MarketError("this risk has no second order; use risk(model, product, paths, second_order=True)")
+        parts, assets = [self.second_order[name] for name in self.model.spot_parameters()], self.model.assets
+        if assets == 1:
+            return Estimate(parts[0].value.reshape(()), parts[0].standard_error.reshape(()), parts[0].groups)
+        value, error = (
+            torch.cat([getattr(one, key).reshape(assets, -1) for one in parts], 1) for key in ("value", "standard_error")
+        )
+        return Estimate(value, error, parts[0].groups)
 
     @property
     def count(self) -> int:
@@ -142,10 +166,8 @@ class Risk(Price):
             "paths": self.paths,
             "groups": self.estimate.groups,
             "audits": {name: dataclasses.asdict(one) for name, one in self.audits.items()},
-            "sensitivities": {
-                name: {"value": one.value.tolist(), "standard_error": one.standard_error.tolist()}
-                for name, one in self.sensitivities.items()
-            },
+            "sensitivities": _as_lists(self.sensitivities),
+            **({"second_order": _as_lists(self.second_order)} if self.second_order else {}),
         }
 
     def draw(self, path: Path, name: str = "volatilities", title: str = "") -> None:
@@ -159,6 +181,10 @@ class Risk(Price):
         if axes is None:
             raise MarketError(f"{name} of {type(self.model).__name__} is not a grid of spots and times, so it cannot be drawn")
         draw_surfaces(self.sensitivities[name], axes, path, title)
+
+
+def _as_lists(found: dict[str, Estimate]) -> dict[str, Any]:
+    return {name: {"value": one.value.tolist(), "standard_error": one.standard_error.tolist()} for name, one in found.items()}
 
 
 def draw_surfaces(found: Estimate, axes: tuple[tuple[str, list[float]], tuple[str, list[float]]], path: Path, title: str) -> None:

@@ -50,7 +50,7 @@ def warn_of_one_value(model: Model, product: Product, paths: Paths, prepared: Pr
     reached = _reached(model, product, paths, prepared, value)
     if reached is None and value != 0:
         return
-    text = f"the payoff of {type(product).__name__} is {value:.6g} on all {paths.paths} paths, "
+    text = f"the payoff of {product.described()} is {value:.6g} on all {paths.paths} paths, "
     if reached is None:
         text += f"and on paths that are stretched by {STRETCHES[-1]:g}, so price, sensitivities and standard errors are 0"
     else:
@@ -91,7 +91,8 @@ def _reached(model: Model, product: Product, paths: Paths, prepared: Prepared, v
     """The least stretch at which a payoff differs from ``value``, and the payoff that differs most; None if none differs."""
     normals = _normals(model, product, paths)
     for stretch in STRETCHES:
-        found = product.payoff(model.simulate(prepared, stretch * normals, product.dates), prepared["discounts"]).double()
+        spots, discounts, _ = model.scenarios(prepared, stretch * normals, product.dates)
+        found = product.payoff(spots, discounts).double()
         other = found[found.isfinite() & (found != value)]
         if len(other):
             return stretch, float(other[(other - value).abs().argmax()])

@@ -6,11 +6,12 @@ by layer, from the cards alone; ``spikeprop.plugins.explain`` shows them beside 
 recipe.
 """
 
-from spikeprop.plugins.derivatives import elementwise, layers, losses, spiking
+from spikeprop.plugins.derivatives import adaptive, attention, cells, elementwise, indexing, layers, losses, spiking
 from spikeprop.plugins.derivatives.card import Card, Equation
 from spikeprop.plugins.derivatives.formula import Formula
 from spikeprop.plugins.derivatives.mlp import mlp_gradients
 
-CARDS: dict[str, Card] = {card.key: card for card in (*losses.CARDS, *elementwise.CARDS, *layers.CARDS, *spiking.CARDS)}
+_ROOMS = (losses, elementwise, indexing, layers, attention, cells, spiking, adaptive)
+CARDS: dict[str, Card] = {card.key: card for room in _ROOMS for card in room.CARDS}
 
 __all__ = ["CARDS", "Card", "Equation", "Formula", "mlp_gradients"]

@@ -120,6 +120,24 @@ GELU = _elementwise(
     F.gelu,
 )
 
+SILU = _elementwise(
+    "silu",
+    "Sigmoid linear unit (SiLU, swish)",
+    "The input times its sigmoid. Below about -1.28 it falls, so its derivative is slightly negative there.",
+    (
+        (Equation("y", "x / (1 + exp(-x))"),),
+        (
+            Equation("d(y, x)", "1 / (1 + exp(-x)) + x * exp(-x) / (1 + exp(-x)) ** 2", "the quotient's derivative"),
+            Equation("x_bar", "y_bar * (1 / (1 + exp(-x)) + x * exp(-x) / (1 + exp(-x)) ** 2)"),
+        ),
+        (
+            Equation("d(y, x)", "sigmoid(x) + y * (1 - sigmoid(x))", "product rule, with the sigmoid's derivative"),
+            Equation("x_bar", "y_bar * (sigmoid(x) + y * (1 - sigmoid(x)))"),
+        ),
+    ),
+    F.silu,
+)
+
 ADD = Card(
     key="add",
     title="Sum, and fan-out",
@@ -247,6 +265,7 @@ CARDS: tuple[Card, ...] = (
     TANH,
     RELU,
     GELU,
+    SILU,
     ADD,
     PRODUCT,
     MATMUL,

@@ -1,6 +1,6 @@
-"""Cards of layers: convolution, pooling, batch and layer normalisation, attention, and QR.
+"""Cards of layers: convolution, pooling, batch, layer and group normalisation, and QR.
 
-The cards show one image, one head, one matrix; the operations of a network do the same for each. The rule of QR is from Roberts &
+The cards show one image, one matrix; the operations of a network do the same for each. The rule of QR is from Roberts &
 Roberts (2020, arXiv:2009.10071), for a matrix with at least as many rows as columns.
 """
 
@@ -202,54 +202,70 @@ BATCH_NORM = _norm(
 LAYER_NORM = _norm("layer_norm", "Layer normalisation", "Means over the N features of each sample.", "mean_along", "over_rows")
 
 
-def _attend(v: Tensors) -> Tensors:
-    s = v["Q"] @ v["K"].mT / v["d"].sqrt()
-    p = torch.softmax(s, -1)
-    return {"S": s, "P": p, "O": p @ v["V"]}
+def _normalise_groups(v: Tensors) -> Tensors:
+    mu = v["x"].mean((1, 2))
+    centred = v["x"] - mu[:, None, None]
+    var = (centred**2).mean((1, 2))
+    x_hat = centred / (var + v["eps"]).sqrt()[:, None, None]
+    return {"mu": mu, "var": var, "x_hat": x_hat, "y": v["gamma"][..., None] * x_hat + v["beta"][..., None]}
 
 
-ATTENTION = Card(
-    key="attention",
-    title="Attention",
-    about="A softmax of scaled dot products gives the weights for averaging the values. One head; d is the length of a key.",
+_BY_CHANNEL = (
+    Equation("gamma_bar[g, c]", "Sum(y_bar[g, c, p] * x_hat[g, c, p], p)", "a channel's scale is used at every position"),
+    Equation("beta_bar[g, c]", "Sum(y_bar[g, c, p], p)"),
+)
+GROUP_NORM = Card(
+    key="group_norm",
+    title="Group normalisation",
+    about="Means over the N entries of a group of channels, of one sample. One group is layer normalisation of a map; one "
+    "channel a group is instance normalisation.",
     symbols={
-        "Q": "queries",
-        "K": "keys",
-        "V": "values",
-        "S": "scores",
-        "P": "weights of the values",
-        "O": "output",
-        "O_bar": _UP,
-        "d": "length of a key",
+        "x": "input, [group, channel of the group, position]",
+        "gamma": "scale of each channel",
+        "beta": "shift of each channel",
+        "eps": "small number",
+        "mu": "mean of a group",
+        "var": "variance of a group",
+        "x_hat": "normalised input",
+        "y": "output",
+        "y_bar": _UP,
     },
-    forward=(Equation("S", "Q @ T(K) / sqrt(d)"), Equation("P", "softmax(S)"), Equation("O", "P @ V")),
+    forward=(
+        Equation("mu[g]", "Sum(x[g, c, p], c, p) / N"),
+        Equation("var[g]", "Sum((x[g, c, p] - mu[g]) ** 2, c, p) / N"),
+        Equation("x_hat[g, c, p]", "(x[g, c, p] - mu[g]) / sqrt(var[g] + eps)"),
+        Equation("y[g, c, p]", "gamma[g, c] * x_hat[g, c, p] + beta[g, c]"),
+    ),
     direct=(
-        Equation("V_bar[j, c]", "Sum(P[i, j] * O_bar[i, c], i)"),
         Equation(
-            "S_bar[i, j]",
-            "P[i, j] * Sum(O_bar[i, c] * V[j, c] - O_bar[i, c] * O[i, c], c)",
-            "value j compared with the mean of all values",
+            "x_bar[g, c, p]",
+            "(gamma[g, c] * y_bar[g, c, p] - Sum(gamma[g, k] * y_bar[g, k, l], k, l) / N"
+            " - x_hat[g, c, p] * Sum(gamma[g, k] * y_bar[g, k, l] * x_hat[g, k, l], k, l) / N) / sqrt(var[g] + eps)",
+            "shifting or scaling a group does not change its output, so both parts of the cotangent are removed",
         ),
-        Equation("Q_bar[i, c]", "Sum(S_bar[i, j] * K[j, c], j) / sqrt(d)"),
-        Equation("K_bar[j, c]", "Sum(S_bar[i, j] * Q[i, c], i) / sqrt(d)"),
+        *_BY_CHANNEL,
     ),
     chain=(
-        Equation("V_bar", "T(P) @ O_bar", "matrix product"),
-        Equation("P_bar", "O_bar @ T(V)"),
-        Equation("S_bar", "P * (P_bar - along(P_bar * P))", "softmax"),
-        Equation("Q_bar", "S_bar @ K / sqrt(d)"),
-        Equation("K_bar", "T(S_bar) @ Q / sqrt(d)"),
+        Equation("x_hat_bar[g, c, p]", "y_bar[g, c, p] * gamma[g, c]"),
+        Equation(
+            "x_bar[g, c, p]",
+            "(x_hat_bar[g, c, p] - Sum(x_hat_bar[g, k, l], k, l) / N"
+            " - x_hat[g, c, p] * Sum(x_hat_bar[g, k, l] * x_hat[g, k, l], k, l) / N) / sqrt(var[g] + eps)",
+            "through the entry itself, the mean, and the variance",
+        ),
+        *_BY_CHANNEL,
     ),
     example=lambda g: {
-        "Q": normal(g, 3, 4),
-        "K": normal(g, 5, 4),
-        "V": normal(g, 5, 2),
-        "O_bar": normal(g, 3, 2),
-        "d": _number(4),
+        "x": normal(g, 2, 2, 3),
+        "gamma": normal(g, 2, 2),
+        "beta": normal(g, 2, 2),
+        "eps": _number(1e-5),
+        "y_bar": normal(g, 2, 2, 3),
     },
-    wanted=("Q", "K", "V"),
-    operation=_attend,
-    outputs=("O",),
+    wanted=("x", "gamma", "beta"),
+    operation=_normalise_groups,
+    outputs=("y",),
+    more_truth=lambda known: {"N": _number(known["x"][0].numel())},
 )
 
 
@@ -299,4 +315,4 @@ QR = Card(
     more_truth=_tangents,
 )
 
-CARDS: tuple[Card, ...] = (CONVOLUTION, AVERAGE_POOL, MAX_POOL, BATCH_NORM, LAYER_NORM, ATTENTION, QR)
+CARDS: tuple[Card, ...] = (CONVOLUTION, AVERAGE_POOL, MAX_POOL, BATCH_NORM, LAYER_NORM, GROUP_NORM, QR)

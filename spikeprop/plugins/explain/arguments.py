@@ -1,7 +1,8 @@
-"""The arguments of a call as a pattern with a ``Slot`` for each tensor, so that the call can be repeated with other tensors."""
+"""The arguments of a call as a pattern with a ``Slot`` for each tensor, so that it can be repeated and its kind be recognised."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,6 +41,57 @@ def fill(tree: Any, tensors: list[Tensor]) -> Any:
 
 def floating(result: Any) -> list[Tensor]:
     """Floating-point tensors of the result of a call, in order."""
+    return [t for t in _tensors(result) if t.is_floating_point()]
+
+
+def complex_of(result: Any) -> list[Tensor]:
+    """Complex tensors of the result of a call."""
+    return [t for t in _tensors(result) if t.is_complex()]
+
+
+def _tensors(result: Any) -> list[Tensor]:
     if isinstance(result, Tensor):
-        return [result] if result.is_floating_point() else []
-    return [t for part in result for t in floating(part)] if isinstance(result, list | tuple) else []
+        return [result]
+    return [t for part in result for t in _tensors(part)] if isinstance(result, list | tuple) else []
+
+
+Kind = tuple[str, dict[str, Any]]
+OPAQUE: Kind = ("opaque", {})
+
+
+class Arguments:
+    """The arguments of a recorded call, by position or name.
+
+    Attributes:
+        run: the call on other tensors (``Node.run``).
+        name: of the function.
+
+    """
+
+    def __init__(self, name: str, arguments: tuple[Any, Any], run: Callable[[list[Tensor]], list[Tensor]]):
+        self.name, self.run = name, run
+        self.args, self.kwargs = arguments
+
+    def get(self, place: int, name: str, default: Any = None) -> Any:
+        return self.args[place] if place < len(self.args) else self.kwargs.get(name, default)
+
+    def slot(self, place: int, name: str) -> int | None:
+        return slot_of(self.get(place, name))
+
+
+def slot_of(argument: Any) -> int | None:
+    """The number of the input that an argument is; None for anything else."""
+    return argument.index if isinstance(argument, Slot) else None
+
+
+def operand_of(argument: Any) -> dict[str, Any]:
+    """An operand as JSON: the input that it is, or the number.
+
+    Raises:
+        TypeError: neither of both.
+    """
+    if isinstance(argument, Slot):
+        return {"input": argument.index}
+    if isinstance(argument, int | float):
+        return {"number": float(argument)}
+    raise TypeError(f"an operand is {type(argument).__name__}")

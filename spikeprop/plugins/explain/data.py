@@ -53,7 +53,7 @@ def page_data(subject: TrainingStep, step: TracedStep, limit: int = COMPLETE) ->
         "spiking": subject.spiking,
         "timesteps": subject.steps,
         "training": subject.training,
-        "samples": len(subject.x),
+        "samples": subject.samples,
         "complete": complete,
         "sampled": None if complete else SAMPLE,
         "loss": step.loss,
@@ -107,16 +107,19 @@ class _Writer:
         for edge in local.edges:
             value = node.inputs[edge.slot]
             self.added[value] = self.added[value] + edge.downstream if value in self.added else edge.downstream
-        kept = settings if self.complete else {k: v for k, v in settings.items() if k not in ("index", "factor")}
+        kept = (
+            settings if self.complete else {k: v for k, v in settings.items() if k not in ("index", "factor", "rows", "columns")}
+        )
         return {
             "id": node.index,
             "name": node.name.strip("_"),
             "kind": kind,
             "settings": kept,
-            "card": card_of(kind, settings),
+            "card": "alif" if kind == "fire" and node.kind_of_module == "ALIF" else card_of(kind, settings),
             "module": node.module,
             "module_kind": node.kind_of_module,
             "step": node.step,
+            "source": node.source,
             "inputs": node.inputs,
             "outputs": node.outputs,
             "saved": node.saved * self.itemsize // 8,

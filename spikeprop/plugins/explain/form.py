@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 Settings = dict[str, Any]
@@ -33,3 +34,8 @@ def placed(shares: Shares, inputs: list[Tensor], s: Settings) -> Shares:
         if slot is not None:
             found[slot] = share
     return found
+
+
+def operand(described: Settings, inputs: list[Tensor]) -> Tensor:
+    """An operand: an input, or a number."""
+    return inputs[described["input"]] if "input" in described else torch.tensor(described["number"], dtype=torch.float64)

@@ -14,9 +14,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from spikeprop.plugins.derivatives import CARDS
-from spikeprop.plugins.explain.form import Form, Settings, Shares, placed, slots_of
+from spikeprop.plugins.explain.form import Form, Settings, Shares, operand, placed, slots_of
+from spikeprop.plugins.explain.forms_indexing import INDEXING_FORMS
 from spikeprop.plugins.explain.forms_layers import LAYERS
 from spikeprop.plugins.explain.forms_losses import LOSSES
+from spikeprop.plugins.explain.spiking import payloads
 from spikeprop.snn import surrogate as surrogates
 from spikeprop.snn.firing import advance_since
 
@@ -39,9 +41,7 @@ def _entrywise(key: str) -> Form:
 
 
 def _operands(inputs: list[Tensor], s: Settings) -> tuple[Tensor, Tensor]:
-    first, second = (
-        inputs[o["input"]] if "input" in o else torch.tensor(o["number"], dtype=torch.float64) for o in s["operands"]
-    )
+    first, second = (operand(o, inputs) for o in s["operands"])
     return first, second
 
 
@@ -49,11 +49,11 @@ def _binary(compute: Callable[[Tensor, Tensor], Tensor], derive: Callable[..., t
     def backward(up: list[Tensor], inputs: list[Tensor], out: list[Tensor], s: Settings) -> Shares:
         a, b = _operands(inputs, s)
         shares: Shares = [None] * len(inputs)
-        for operand, share, value in zip(s["operands"], derive(up[0], a, b), (a, b)):
-            if "input" in operand:
+        for one, share, value in zip(s["operands"], derive(up[0], a, b), (a, b)):
+            if "input" in one:
                 own = share.expand_as(up[0]).sum_to_size(value.shape)  # sum over broadcast axes
-                before = shares[operand["input"]]
-                shares[operand["input"]] = own if before is None else before + own
+                before = shares[one["input"]]
+                shares[one["input"]] = own if before is None else before + own
         return shares
 
     return Form(lambda inputs, s: [compute(*_operands(inputs, s))], backward, card)
@@ -152,10 +152,16 @@ def _reset_backward(up: list[Tensor], inputs: list[Tensor], out: list[Tensor], s
     return [up[0], None, -(up[0] * spikes).sum_to_size(theta.shape)]
 
 
+def _grade_forward(inputs: list[Tensor], s: Settings) -> list[Tensor]:
+    current, v, sent, unit = inputs
+    return [payloads(current, v, sent, unit, s["payload"])]
+
+
 FORMS: dict[str, Form] = {
     **LAYERS,
     **LOSSES,
-    **{name: _entrywise(name) for name in ("relu", "tanh", "sigmoid", "gelu")},
+    **INDEXING_FORMS,
+    **{name: _entrywise(name) for name in ("relu", "tanh", "sigmoid", "gelu", "silu")},
     "affine": Form(lambda inputs, s: [F.linear(*slots_of(inputs, s))], _affine_backward, "affine"),  # type: ignore[arg-type]
     "add": _binary(torch.add, lambda up, a, b: (up, up), "add"),
     "sub": _binary(torch.sub, lambda up, a, b: (up, -up), "add"),
@@ -173,4 +179,5 @@ FORMS: dict[str, Form] = {
     "integrate": Form(lambda inputs, s: [inputs[2] * inputs[0] + inputs[1]], _integrate_backward, "lif"),
     "fire": Form(lambda inputs, s: [(inputs[0] > inputs[1]).to(inputs[0])], _fire_backward, "lif"),
     "reset": Form(_reset_forward, _reset_backward, "lif"),
+    "grade": Form(_grade_forward, lambda up, inputs, out, s: [torch.zeros_like(inputs[0]), None, None, None], "graded_if"),
 }

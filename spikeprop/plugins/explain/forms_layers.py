@@ -106,11 +106,54 @@ def _attention_known(inputs: list[Tensor], s: Settings) -> dict[str, Tensor]:
     return known | {"P": CARDS["attention"].evaluate("P", known)}
 
 
+def _dropped(known: dict[str, Tensor], s: Settings) -> dict[str, Tensor]:
+    """With the weights that dropout leaves."""
+    known["D"] = torch.tensor(s["factor"], dtype=torch.float64).view_as(known["P"])
+    return known | {"A": CARDS["attention_dropout"].evaluate("A", known)}
+
+
+def _attention_dropout_backward(up: list[Tensor], inputs: list[Tensor], out: list[Tensor], s: Settings) -> Shares:
+    known = _dropped(_attention_known(inputs, s), s) | {"O_bar": up[0]}
+    for name in ("V_bar", "A_bar", "P_bar", "S_bar", "Q_bar", "K_bar"):
+        known[name] = CARDS["attention_dropout"].evaluate(name, known)
+    return placed([known["Q_bar"], known["K_bar"], known["V_bar"]], inputs, s)
+
+
 def _attention_backward(up: list[Tensor], inputs: list[Tensor], out: list[Tensor], s: Settings) -> Shares:
     known = _attention_known(inputs, s) | {"O_bar": up[0]}
     for name in ("V_bar", "P_bar", "S_bar", "Q_bar", "K_bar"):
         known[name] = CARDS["attention"].evaluate(name, known)
     return placed([known["Q_bar"], known["K_bar"], known["V_bar"]], inputs, s)
+
+
+def _group_known(inputs: list[Tensor], s: Settings) -> dict[str, Tensor]:
+    """The card's quantities: the groups of all samples, one after another."""
+    x, gamma, beta = slots_of(inputs, s)
+    assert x is not None
+    groups, per = s["groups"], x.shape[1] // s["groups"]
+    spread = lambda t, fill: torch.full((x.shape[1],), fill).to(x) if t is None else t  # noqa: E731
+    known = {"x": x.reshape(len(x) * groups, per, -1), "eps": torch.tensor(s["eps"], dtype=torch.float64)}
+    known |= {n: spread(t, f).view(groups, per).repeat(len(x), 1) for n, t, f in (("gamma", gamma, 1.0), ("beta", beta, 0.0))}
+    known["N"] = torch.tensor(float(known["x"][0].numel()), dtype=torch.float64)
+    for name, shape in (("mu", known["x"].shape[:1]), ("var", known["x"].shape[:1]), ("x_hat", known["x"].shape)):
+        known[name] = CARDS["group_norm"].evaluate(name, known, tuple(shape))
+    return known
+
+
+def _group_forward(inputs: list[Tensor], s: Settings) -> list[Tensor]:
+    known = _group_known(inputs, s)
+    return [CARDS["group_norm"].evaluate("y", known, tuple(known["x"].shape)).view_as(inputs[s["slots"][0]])]
+
+
+def _group_backward(up: list[Tensor], inputs: list[Tensor], out: list[Tensor], s: Settings) -> Shares:
+    x, card = inputs[s["slots"][0]], CARDS["group_norm"]
+    known = _group_known(inputs, s)
+    known["y_bar"], shape = up[0].reshape(known["x"].shape), tuple(known["x"].shape)
+    known["x_hat_bar"] = card.evaluate("x_hat_bar", known, shape)
+    by_channel = (card.evaluate(name, known, shape[:2]).view(len(x), -1).sum(0) for name in ("gamma_bar", "beta_bar"))
+    shares: Shares = [card.evaluate("x_bar", known, shape).view_as(x)]
+    shares += [None if slot is None else share for slot, share in zip(s["slots"][1:], by_channel)]
+    return placed(shares, inputs, s)
 
 
 def _batch_rows(t: Tensor, s: Settings) -> Tensor:
@@ -132,6 +175,12 @@ LAYERS: dict[str, Form] = {
     "batch_norm": _norm("batch_norm", _batch_rows, _batch_back),
     "layer_norm": _norm(
         "layer_norm", lambda t, s: t.flatten(-s["axes"]).flatten(0, -2), lambda rows, like, s: rows.view_as(like)
+    ),
+    "group_norm": Form(_group_forward, _group_backward, "group_norm"),
+    "attention_dropout": Form(
+        lambda inputs, s: [CARDS["attention_dropout"].evaluate("O", _dropped(_attention_known(inputs, s), s))],
+        _attention_dropout_backward,
+        "attention_dropout",
     ),
     "attention": Form(
         lambda inputs, s: [CARDS["attention"].evaluate("O", _attention_known(inputs, s))], _attention_backward, "attention"

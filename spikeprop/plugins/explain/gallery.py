@@ -113,7 +113,7 @@ class Entry:
 
 def _rules() -> dict[str, LearningRule]:
     return {
-        "Activation Relaxation": ActivationRelaxation(),
+        "Activation Relaxation": ActivationRelaxation(sweep="jacobi"),  # all at once, which the animation shows
         "Interlocking, local": Interlocking(cuts=2, reach=1, head=PooledHead()),
     }
 

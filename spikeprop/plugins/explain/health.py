@@ -1,4 +1,4 @@
-"""Flags for calls with problematic numbers: dead, silent, saturated, vanishing, exploding.
+"""Flags for calls with problematic numbers: dead, silent, saturated, vanishing, exploding, stopped.
 
 The thresholds are conventions; a page states them (``MEANINGS``).
 """
@@ -19,6 +19,8 @@ MEANINGS = {
     "silent": f"at least {SHARE:.0%} of the neurons of a spiking layer do not fire in any step of any sample shown",
     "saturated": f"at least {SHARE:.0%} of the entries have a derivative below {FLAT:.0%} of the largest possible one",
     "vanishing": f"the cotangent's root mean square is less than 1/{RATIO:.0f} of that of the network's scores",
+    "stopped": "the cotangent is exactly zero, because a call above multiplies by weights that are all zero, as those of a new "
+    "head; the first updates of these weights change it",
     "exploding": f"the cotangent's root mean square is more than {RATIO:.0f} times that of the network's scores",
 }
 
@@ -27,8 +29,10 @@ def flags_of(trace: Trace, kinds: dict[int, str]) -> dict[int, list[str]]:
     """Flags of each call, by its number."""
     found: dict[int, list[str]] = {node.index: [] for node in trace.nodes}
     scores = _rms(cotangent_of(trace, trace.nodes[-1].inputs[0]))
+    stopped = _stopped(trace)
     for node in trace.nodes:
-        found[node.index] += _by_activation(node, trace, kinds[node.index]) + _by_cotangent(node, trace, scores)
+        found[node.index] += _by_activation(node, trace, kinds[node.index])
+        found[node.index] += ["stopped"] if node.outputs[0] in stopped else _by_cotangent(node, trace, scores)
     for nodes in _layers(trace, kinds).values():
         spikes = torch.stack([trace.values[n.outputs[0]].tensor for n in nodes])
         if float((spikes == 0).all(0).all(0).double().mean()) >= SHARE:
@@ -53,6 +57,26 @@ def _by_cotangent(node: Node, trace: Trace, scores: float) -> list[str]:
         return []  # the loss does not depend on this call
     size = _rms(cotangent_of(trace, node.outputs[0]))
     return ["vanishing"] if size * RATIO < scores else ["exploding"] if size > RATIO * scores else []
+
+
+def _stopped(trace: Trace) -> set[int]:
+    """Values with a cotangent of exactly zero because every path from the loss ends at weights that are all zero."""
+    found: set[int] = set()
+    uses = trace.consumers()
+    for value in reversed(trace.values):
+        if value.needs_grad and value.index in uses and not cotangent_of(trace, value.index).any():
+            readers = [
+                trace.nodes[node] for node, _ in uses[value.index] if trace.values[trace.nodes[node].outputs[0]].needs_grad
+            ]
+            if all(reader.outputs[0] in found or _multiplies_by_zeros(reader, trace) for reader in readers):
+                found.add(value.index)
+    return found
+
+
+def _multiplies_by_zeros(node: Node, trace: Trace) -> bool:
+    parameters = [trace.values[i] for i in node.inputs if trace.values[i].role == "parameter"]
+    arrives = any(bool(cotangent_of(trace, output).any()) for output in node.outputs)
+    return arrives and bool(parameters) and not parameters[0].tensor.any()
 
 
 def _layers(trace: Trace, kinds: dict[int, str]) -> dict[str, list[Node]]:

@@ -13,19 +13,26 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from spikeprop.plugins.explain.arguments import Slot
+from spikeprop.plugins.explain.arguments import OPAQUE, Arguments, Kind, operand_of
+from spikeprop.plugins.explain.kinds_indexing import INDEXING
 from spikeprop.plugins.explain.trace import Node, Trace
 from spikeprop.snn.surrogate import STDB, ATan, FastSigmoid, Triangle
 
-Kind = tuple[str, dict[str, Any]]
-OPAQUE: Kind = ("opaque", {})
 MOVING = {
     "view", "reshape", "flatten", "unflatten", "permute", "transpose", "swapaxes", "movedim", "mT", "T", "squeeze",
     "unsqueeze", "expand", "expand_as", "__getitem__", "chunk", "split", "unbind", "select", "narrow", "cat", "concat",
-    "stack", "contiguous", "clone", "repeat", "embedding", "pad", "roll", "flip", "to", "view_as", "t", "index_select",
+    "stack", "contiguous", "clone", "repeat", "pad", "roll", "flip", "to", "view_as", "t", "index_select",
     "tile", "repeat_interleave", "pixel_shuffle",
 }  # fmt: skip
-PLAIN = {"relu": "relu", "relu_": "relu", "tanh": "tanh", "tanh_": "tanh", "sigmoid": "sigmoid", "sigmoid_": "sigmoid"}
+PLAIN = {
+    "relu": "relu",
+    "relu_": "relu",
+    "tanh": "tanh",
+    "tanh_": "tanh",
+    "sigmoid": "sigmoid",
+    "sigmoid_": "sigmoid",
+    "silu": "silu",
+}
 BINARY = {
     "add": "add", "add_": "add", "__add__": "add", "__radd__": "add", "__iadd__": "add", "sub": "sub", "sub_": "sub",
     "__sub__": "sub", "__rsub__": "rsub", "rsub": "rsub", "__isub__": "sub", "mul": "mul", "mul_": "mul", "__mul__": "mul",
@@ -62,7 +69,7 @@ def _rearrange(node: Node, inputs: list[Tensor]) -> Kind:
     lost = [int(t.numel()) for t in inputs if t.is_floating_point()]
     if len(moved) == 1 and lost == [len(moved[0])] and torch.equal(moved[0], torch.arange(1.0, lost[0] + 1, dtype=torch.float64)):
         return "rearrange", {"same": True, "shapes": [list(outputs[0].shape)]}
-    index = [[int(i) - 1 for i in m.tolist()] for m in moved]
+    index = [(m - 1).long().tolist() for m in moved]
     return "rearrange", {"index": index, "shapes": [list(out.shape) for out in outputs]}
 
 
@@ -74,37 +81,14 @@ def _binary(node: Node, inputs: list[Tensor]) -> Kind:
     args, kwargs = node.arguments
     if set(kwargs) - {"other", "out"} or len(args) + len(kwargs) != 2:
         return OPAQUE
-    operands = []
-    for operand in (*args, *kwargs.values()):
-        if isinstance(operand, Slot):
-            operands.append({"input": operand.index})
-        elif isinstance(operand, int | float):
-            operands.append({"number": float(operand)})
-        else:
-            return OPAQUE
-    return BINARY[node.name], {"operands": operands}
+    return BINARY[node.name], {"operands": [operand_of(operand) for operand in (*args, *kwargs.values())]}
 
 
 def _special(node: Node, inputs: list[Tensor]) -> Kind:
-    return SPECIAL[node.name](_Arguments(node), inputs)
+    return SPECIAL[node.name](Arguments(node.name, node.arguments, node.run), inputs)
 
 
-class _Arguments:
-    """The arguments of a call, by position or name."""
-
-    def __init__(self, node: Node):
-        self.args, self.kwargs = node.arguments
-        self.node = node
-
-    def get(self, place: int, name: str, default: Any = None) -> Any:
-        return self.args[place] if place < len(self.args) else self.kwargs.get(name, default)
-
-    def slot(self, place: int, name: str) -> int | None:
-        found = self.get(place, name)
-        return found.index if isinstance(found, Slot) else None
-
-
-def _linear(a: _Arguments, inputs: list[Tensor]) -> Kind:
+def _linear(a: Arguments, inputs: list[Tensor]) -> Kind:
     return "affine", {"slots": [a.slot(0, "input"), a.slot(1, "weight"), a.slot(2, "bias")]}
 
 
@@ -112,7 +96,7 @@ def _pair(value: Any) -> list[int]:
     return [int(value)] * 2 if isinstance(value, int) else [int(v) for v in (value if len(value) == 2 else [*value, *value])]
 
 
-def _conv(a: _Arguments, inputs: list[Tensor]) -> Kind:
+def _conv(a: Arguments, inputs: list[Tensor]) -> Kind:
     padding = a.get(4, "padding", 0)
     if isinstance(padding, str) or inputs[0].dim() != 4:
         return OPAQUE
@@ -121,10 +105,10 @@ def _conv(a: _Arguments, inputs: list[Tensor]) -> Kind:
     return "conv2d", {"slots": slots, **settings, "groups": int(a.get(6, "groups", 1))}
 
 
-def _pool(a: _Arguments, inputs: list[Tensor]) -> Kind:
+def _pool(a: Arguments, inputs: list[Tensor]) -> Kind:
     kernel = _pair(a.get(1, "kernel_size"))
     stride = _pair(a.get(2, "stride") or kernel)
-    largest = a.node.name == "max_pool2d"
+    largest = a.name == "max_pool2d"
     if largest:
         unusual = _pair(a.get(4, "dilation", 1)) != [1, 1] or a.get(5, "ceil_mode", False) or a.get(6, "return_indices", False)
     else:
@@ -135,7 +119,7 @@ def _pool(a: _Arguments, inputs: list[Tensor]) -> Kind:
     return kind, {"kernel": kernel, "stride": stride, "padding": _pair(a.get(3, "padding", 0))}
 
 
-def _adaptive(a: _Arguments, inputs: list[Tensor]) -> Kind:
+def _adaptive(a: Arguments, inputs: list[Tensor]) -> Kind:
     size = a.get(1, "output_size")
     wanted = [size, size] if isinstance(size, int) or size is None else list(size)
     sides = list(inputs[0].shape[-2:])
@@ -146,104 +130,123 @@ def _adaptive(a: _Arguments, inputs: list[Tensor]) -> Kind:
     return "avg_pool2d", {"kernel": kernel, "stride": kernel, "padding": [0, 0]}
 
 
-def _batch_norm(a: _Arguments, inputs: list[Tensor]) -> Kind:
+def _batch_norm(a: Arguments, inputs: list[Tensor]) -> Kind:
     slots = [a.slot(0, "input"), a.slot(3, "weight"), a.slot(4, "bias"), a.slot(1, "running_mean"), a.slot(2, "running_var")]
     training = bool(a.get(5, "training", False)) or slots[3] is None
     return "batch_norm", {"slots": slots, "training": training, "eps": float(a.get(7, "eps", 1e-5))}
 
 
-def _layer_norm(a: _Arguments, inputs: list[Tensor]) -> Kind:
+def _layer_norm(a: Arguments, inputs: list[Tensor]) -> Kind:
     slots = [a.slot(0, "input"), a.slot(2, "weight"), a.slot(3, "bias")]
     return "layer_norm", {"slots": slots, "axes": len(list(a.get(1, "normalized_shape"))), "eps": float(a.get(4, "eps", 1e-5))}
 
 
-def _attention(a: _Arguments, inputs: list[Tensor]) -> Kind:
-    if a.get(3, "attn_mask") is not None or a.get(4, "dropout_p", 0.0) or a.get(7, "enable_gqa", False):
+def _group_norm(a: Arguments, inputs: list[Tensor]) -> Kind:
+    slots = [a.slot(0, "input"), a.slot(2, "weight"), a.slot(3, "bias")]
+    return "group_norm", {"slots": slots, "groups": int(a.get(1, "num_groups")), "eps": float(a.get(4, "eps", 1e-5))}
+
+
+def _attention(a: Arguments, inputs: list[Tensor]) -> Kind:
+    if a.get(3, "attn_mask") is not None or a.get(7, "enable_gqa", False):
         return OPAQUE
     slots = [a.slot(0, "query"), a.slot(1, "key"), a.slot(2, "value")]
     scale = a.get(6, "scale")
     causal = bool(a.get(5, "is_causal", False))
-    return "attention", {
-        "slots": slots,
-        "causal": causal,
-        "scale": float(inputs[0].shape[-1] ** -0.5 if scale is None else scale),
-    }
+    found = {"slots": slots, "causal": causal, "scale": float(inputs[0].shape[-1] ** -0.5 if scale is None else scale)}
+    if not a.get(4, "dropout_p", 0.0):
+        return "attention", found
+    return "attention_dropout", found | {"factor": _dropped_weights(a, inputs, causal).flatten().tolist()}
 
 
-def _softmax(a: _Arguments, inputs: list[Tensor]) -> Kind:
+def _dropped_weights(a: Arguments, inputs: list[Tensor], causal: bool) -> Tensor:
+    """The factor of each weight, by the call itself: queries of zero make all weights equal, and values of unit vectors show
+    them."""
+    query, key = inputs[:2]
+    count = key.shape[-2]
+    shown = a.run([torch.zeros_like(query), torch.zeros_like(key), torch.eye(count).to(key).expand(*key.shape[:-1], count)])[0]
+    seen = torch.arange(1, query.shape[-2] + 1).clamp(max=count) if causal else torch.full((query.shape[-2],), count)
+    return shown * seen[:, None]
+
+
+def _softmax(a: Arguments, inputs: list[Tensor]) -> Kind:
     axis = a.get(1, "dim")
     return ("softmax", {}) if axis in (-1, inputs[0].dim() - 1) else OPAQUE
 
 
-def _cross_entropy(a: _Arguments, inputs: list[Tensor]) -> Kind:
+def _cross_entropy(a: Arguments, inputs: list[Tensor]) -> Kind:
     unusual = a.get(2, "weight") is not None or a.get(6, "reduction", "mean") != "mean" or a.get(7, "label_smoothing", 0.0)
     if unusual or inputs[0].dim() != 2 or inputs[1].dim() != 1 or (inputs[1] < 0).any():
         return OPAQUE
     return "cross_entropy", {"slots": [a.slot(0, "input"), a.slot(1, "target")]}
 
 
-def _bce(a: _Arguments, inputs: list[Tensor]) -> Kind:
+def _bce(a: Arguments, inputs: list[Tensor]) -> Kind:
     unusual = a.get(2, "weight") is not None or a.get(5, "reduction", "mean") != "mean" or a.get(6, "pos_weight") is not None
     return OPAQUE if unusual else ("bce_with_logits", {"slots": [a.slot(0, "input"), a.slot(1, "target")]})
 
 
-def _mse(a: _Arguments, inputs: list[Tensor]) -> Kind:
+def _mse(a: Arguments, inputs: list[Tensor]) -> Kind:
     unusual = a.get(4, "reduction", "mean") != "mean" or inputs[0].shape != inputs[1].shape or len(inputs) != 2
     return OPAQUE if unusual else ("squared_error", {"slots": [a.slot(0, "input"), a.slot(1, "target")]})
 
 
-def _reduce(a: _Arguments, inputs: list[Tensor]) -> Kind:
+def _reduce(a: Arguments, inputs: list[Tensor]) -> Kind:
     axes, rank = a.get(1, "dim", a.kwargs.get("axis")), inputs[0].dim()
     given = range(rank) if axes is None else [axes] if isinstance(axes, int) else axes
     return "reduce", {
-        "mean": a.node.name == "mean",
+        "mean": a.name == "mean",
         "axes": sorted(int(axis) % rank for axis in given) if rank else [],
         "keep": bool(a.get(2, "keepdim", False)),
     }
 
 
-def _matmul(a: _Arguments, inputs: list[Tensor]) -> Kind:
+def _matmul(a: Arguments, inputs: list[Tensor]) -> Kind:
     return ("matmul", {}) if len(inputs) == 2 and min(t.dim() for t in inputs) >= 2 else OPAQUE
 
 
-def _dropout(a: _Arguments, inputs: list[Tensor]) -> Kind:
-    factor = a.node.run([torch.ones_like(inputs[0])])[0]
+def _dropout(a: Arguments, inputs: list[Tensor]) -> Kind:
+    factor = a.run([torch.ones_like(inputs[0])])[0]
     return "factor", {"factor": factor.flatten().tolist()}
 
 
-def _gelu(a: _Arguments, inputs: list[Tensor]) -> Kind:
+def _gelu(a: Arguments, inputs: list[Tensor]) -> Kind:
     return ("gelu", {}) if a.get(1, "approximate", "none") == "none" else OPAQUE
 
 
-def _qr(a: _Arguments, inputs: list[Tensor]) -> Kind:
+def _qr(a: Arguments, inputs: list[Tensor]) -> Kind:
     rows, columns = inputs[0].shape[-2:]
     return ("qr", {}) if a.get(1, "mode", "reduced") == "reduced" and rows >= columns else OPAQUE
 
 
-def _negative(a: _Arguments, inputs: list[Tensor]) -> Kind:
+def _negative(a: Arguments, inputs: list[Tensor]) -> Kind:
     return "mul", {"operands": [{"input": 0}, {"number": -1.0}]}
 
 
-def _integrate(a: _Arguments, inputs: list[Tensor]) -> Kind:
+def _integrate(a: Arguments, inputs: list[Tensor]) -> Kind:
     return "integrate", {}
 
 
-def _fire(a: _Arguments, inputs: list[Tensor]) -> Kind:
+def _fire(a: Arguments, inputs: list[Tensor]) -> Kind:
     surrogate = a.get(3, "surrogate")
     if type(surrogate) not in (STDB, Triangle, FastSigmoid, ATan):
         return OPAQUE
     return "fire", {"surrogate": type(surrogate).__name__, **vars(surrogate)}
 
 
-def _reset(a: _Arguments, inputs: list[Tensor]) -> Kind:
+def _reset(a: Arguments, inputs: list[Tensor]) -> Kind:
     return "reset", {"to_zero": bool(a.get(3, "to_zero"))}
 
 
-SPECIAL: dict[str, Callable[[_Arguments, list[Tensor]], Kind]] = {
+def _grade(a: Arguments, inputs: list[Tensor]) -> Kind:
+    return "grade", {"payload": int(a.get(4, "payload"))}
+
+
+SPECIAL: dict[str, Callable[[Arguments, list[Tensor]], Kind]] = {
     "linear": _linear, "conv2d": _conv, "max_pool2d": _pool, "avg_pool2d": _pool, "adaptive_avg_pool2d": _adaptive,
     "batch_norm": _batch_norm, "layer_norm": _layer_norm, "scaled_dot_product_attention": _attention, "softmax": _softmax,
     "cross_entropy": _cross_entropy, "binary_cross_entropy_with_logits": _bce, "mse_loss": _mse, "mean": _reduce,
-    "sum": _reduce, "matmul": _matmul, "__matmul__": _matmul, "bmm": _matmul, "mm": _matmul, "dropout": _dropout,
+    "group_norm": _group_norm, "sum": _reduce,
+    "matmul": _matmul, "__matmul__": _matmul, "bmm": _matmul, "mm": _matmul, "dropout": _dropout,
     "dropout2d": _dropout, "gelu": _gelu, "linalg_qr": _qr, "neg": _negative, "__neg__": _negative, "integrate": _integrate,
-    "fire": _fire, "reset": _reset,
+    "fire": _fire, "reset": _reset, "grade": _grade, **INDEXING,
 }  # fmt: skip

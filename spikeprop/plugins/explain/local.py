@@ -2,20 +2,25 @@
 
 For a call y = f(x, ...) with cotangent y_bar, the edge to x has the downstream x_bar_i = sum_j y_bar_j dy_j/dx_i. For a few
 entries i the column dy_j/dx_i is computed separately, its largest terms are stored, and their sum is compared with x_bar_i. The
-finite differences of a call use one fixed direction.
+finite differences of a call use one fixed direction, in which each entry moves in proportion to its own size, so that a -1e9 of
+a mask does not set the step of the others.
 """
 
 from __future__ import annotations
 
+import importlib
+import warnings
 from dataclasses import dataclass, field
+from functools import cache, cached_property, lru_cache
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from spikeprop.plugins.explain.trace import Node, Trace
 
-WIDTHS = (1e-6, 1e-7)  # steps of finite differences, relative to 1 + the largest entry
+WIDTHS = (1e-6, 1e-7)  # steps of finite differences; the second is tried if the first does not agree
 AGREES = 1e-5  # tolerance of finite differences, relative
 UNITS = 512  # maximum number of outputs for computing a Jacobian row by row
 MATCHES = 1e-9  # tolerance of a sum of terms, or of the edges of a fan-out, relative
@@ -58,8 +63,8 @@ class Difference:
     """The derivative of a call along a direction, by its backward pass and by finite differences.
 
     Attributes:
-        verdict: "agrees", "differs", "kink" if the one-sided derivatives differ, or "surrogate" if the backward pass replaces
-            the derivative.
+        verdict: "agrees", "differs", "kink" if the backward pass lies between the one-sided difference quotients, which
+            differ, or "surrogate" if the backward pass replaces the derivative.
     """
 
     backward: float
@@ -77,26 +82,58 @@ class Local:
 
 def local_of(node: Node, trace: Trace, entries: int = 3, terms: int = 6) -> Local:
     """Edges of a call, with the sums of ``entries`` entries of each and up to ``terms`` terms per sum."""
-    leaves = [_leaf(trace, index) for index in node.inputs]
-    with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):  # the backend with a differentiable backward pass
-        outputs = _run(node, leaves)
-    upstream = [cotangent_of(trace, index) for index in node.outputs]
-    wanted = [slot for slot, leaf in enumerate(leaves) if leaf.requires_grad]
-    moving = [up.clone().requires_grad_() for up in upstream]
-    downs = torch.autograd.grad(outputs, [leaves[s] for s in wanted], moving, create_graph=True, allow_unused=True)
+    call = ReplayedCall(node, trace)
     found = Local()
-    for slot, down in zip(wanted, downs):
-        value = torch.zeros_like(leaves[slot]) if down is None else down.detach()
-        sums = [] if down is None else _sums(_Columns(outputs, leaves[slot], moving, down), entries, terms)
+    for slot, down in zip(call.wanted, call.downs()):
+        value = torch.zeros_like(call.leaves[slot]) if down is None else down
+        sums = [] if down is None else _sums(Columns(call, slot, down), entries, terms)
         found.edges.append(Edge(node.index, slot, value.clone(), sums))
-    found.difference = _difference(node, trace, upstream, found.edges)
+    found.difference = _difference(call, trace, found.edges)
     return found
+
+
+class ReplayedCall:
+    """A call repeated on leaves, so that it can be differentiated."""
+
+    def __init__(self, node: Node, trace: Trace):
+        self.node = node
+        self.leaves = [_leaf(trace, index) for index in node.inputs]
+        self.upstream = [cotangent_of(trace, index) for index in node.outputs]
+        self.wanted = [slot for slot, leaf in enumerate(self.leaves) if leaf.requires_grad]
+        with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):  # the backend with a differentiable backward pass
+            self.outputs = _run(node, self.leaves)
+
+    def downs(self) -> list[Tensor | None]:
+        """The cotangent of each wanted input from this call."""
+        wanted = [self.leaves[slot] for slot in self.wanted]
+        return list(torch.autograd.grad(self.outputs, wanted, self.upstream, retain_graph=True, allow_unused=True))
+
+    @cached_property
+    def moving(self) -> list[Tensor]:
+        """The upstream as leaves, by which the cotangents are differentiated."""
+        return [up.clone().requires_grad_() for up in self.upstream]
+
+    @cached_property
+    def differentiable(self) -> dict[int, Tensor | None]:
+        """The cotangents by slot, as functions of ``moving``."""
+        wanted = [self.leaves[slot] for slot in self.wanted]
+        found = torch.autograd.grad(self.outputs, wanted, self.moving, create_graph=True, allow_unused=True)
+        return dict(zip(self.wanted, found))
 
 
 def cotangent_of(trace: Trace, index: int) -> Tensor:
     """dL/d value from autograd; zero if there was none."""
     value = trace.values[index]
     return torch.zeros_like(value.tensor) if value.cotangent is None else value.cotangent
+
+
+@cache
+def _load_tangents() -> None:
+    """Load torch's rules for tangents, which it does at their first use, with a warning about its own scripts."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        warnings.simplefilter("ignore", DeprecationWarning)
+        importlib.import_module("torch._decomp.decompositions_for_jvp")
 
 
 def _leaf(trace: Trace, index: int) -> Tensor:
@@ -110,121 +147,162 @@ def _run(node: Node, leaves: list[Tensor]) -> list[Tensor]:
     return [t for t in found if t.requires_grad] if torch.is_grad_enabled() else found
 
 
-class _Columns:
+class Columns:
     """Columns of a call's Jacobian for one input.
 
-    The product y_bar -> x_bar is linear in y_bar, so its derivative by y_bar is the column. If the backward pass cannot be
-    differentiated, the product is computed with every unit vector instead, up to a limit of their number.
+    A column is the call's tangent for a unit vector (forward differentiation). If the call has none, or one that does not fit
+    its backward pass, as of a surrogate: the product y_bar -> x_bar is linear in y_bar, so its derivative by y_bar is the column.
+    If the backward pass cannot be differentiated, the product is computed with every unit vector, up to a limit of their number.
     """
 
-    def __init__(self, outputs: list[Tensor], leaf: Tensor, moving: list[Tensor], down: Tensor):
-        self.outputs, self.leaf, self.moving, self.down = outputs, leaf, moving, down.flatten()
-        self.upstream = torch.cat([up.detach().flatten() for up in moving])
+    def __init__(self, call: ReplayedCall, slot: int, down: Tensor):
+        self.call, self.slot, self.leaf, self.down = call, slot, call.leaves[slot], down.flatten()
+        self.upstream = torch.cat([up.flatten() for up in call.upstream])
         self._all: Tensor | None = None
 
     def get(self, entry: int) -> Tensor | None:
         """d outputs / d entry, all outputs concatenated; None if it cannot be computed."""
-        column = self._by_differentiating(entry)
-        if column is None or not self.fits(column, entry):
-            column = self._by_units(entry)
-        return column
+        for column in (self._forward, self._by_differentiating):
+            found = column(entry)
+            if found is not None and self.fits(found, entry):
+                return found
+        return self._by_units(entry)
 
     def fits(self, column: Tensor, entry: int) -> bool:
         """Whether upstream times column equals the downstream."""
-        products, goal = column * self.upstream, float(self.down[entry].detach())
+        products, goal = column * self.upstream, float(self.down[entry])
         return abs(float(products.sum()) - goal) <= MATCHES * (float(products.abs().sum()) + abs(goal)) + 1e-300
 
-    def _by_differentiating(self, entry: int) -> Tensor | None:
-        if not self.down.requires_grad:
-            return torch.zeros_like(self.upstream) if self._is_zero() else None
+    def _forward(self, entry: int) -> Tensor | None:
+        unit = torch.zeros(self.leaf.numel(), dtype=self.leaf.dtype)
+        unit[entry] = 1.0
+        _load_tangents()
         try:
-            found = torch.autograd.grad(self.down[entry], self.moving, retain_graph=True, allow_unused=True)
+            with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), forward_ad.dual_level():
+                values = [leaf.detach().clone() for leaf in self.call.leaves]
+                values[self.slot] = forward_ad.make_dual(values[self.slot], unit.view(self.leaf.shape))
+                found = self.call.node.run(values)[: len(self.call.upstream)]
+                tangents = [forward_ad.unpack_dual(out).tangent for out in found]
         except (RuntimeError, NotImplementedError):
             return None
-        columns = [torch.zeros_like(up) if c is None else c for up, c in zip(self.moving, found)]
+        parts = zip(self.call.upstream, tangents)
+        return torch.cat([torch.zeros_like(up).flatten() if t is None else t.flatten() for up, t in parts])
+
+    def _by_differentiating(self, entry: int) -> Tensor | None:
+        down, moving = self.call.differentiable[self.slot], self.call.moving
+        if down is None or not down.requires_grad:
+            return torch.zeros_like(self.upstream) if self._is_zero() else None
+        try:
+            found = torch.autograd.grad(down.flatten()[entry], moving, retain_graph=True, allow_unused=True)
+        except (RuntimeError, NotImplementedError):
+            return None
+        columns = [torch.zeros_like(up) if c is None else c for up, c in zip(moving, found)]
         return torch.cat([c.flatten() for c in columns]).detach()
 
     def _is_zero(self) -> bool:
         """Whether the downstream is zero for any upstream, as for the sign function."""
-        other = [torch.ones_like(up) + direction(up) for up in self.moving]
-        (found,) = torch.autograd.grad(self.outputs, [self.leaf], other, retain_graph=True, allow_unused=True)
+        other = [torch.ones_like(up) + direction(up) for up in self.call.upstream]
+        (found,) = torch.autograd.grad(self.call.outputs, [self.leaf], other, retain_graph=True, allow_unused=True)
         return found is None or not bool(found.any())
 
     def _by_units(self, entry: int) -> Tensor | None:
         if len(self.upstream) > UNITS:
             return None
         if self._all is None:
-            rows = []
+            rows, sizes = [], [up.numel() for up in self.call.upstream]
             for unit in torch.eye(len(self.upstream), dtype=self.upstream.dtype):
-                parts = [u.view_as(up) for u, up in zip(unit.split([up.numel() for up in self.moving]), self.moving)]
-                (row,) = torch.autograd.grad(self.outputs, [self.leaf], parts, retain_graph=True, allow_unused=True)
+                parts = [u.view_as(up) for u, up in zip(unit.split(sizes), self.call.upstream)]
+                (row,) = torch.autograd.grad(self.call.outputs, [self.leaf], parts, retain_graph=True, allow_unused=True)
                 rows.append(torch.zeros_like(self.leaf).flatten() if row is None else row.detach().flatten())
             self._all = torch.stack(rows)
         return self._all[:, entry]
 
 
-def _sums(columns: _Columns, entries: int, terms: int) -> list[Sum]:
-    size = columns.down.detach().abs()
+def _sums(columns: Columns, entries: int, terms: int) -> list[Sum]:
+    size = columns.down.abs()
     chosen = size.topk(max(1, min(entries, int((size > 0).sum())))).indices.sort().values
     found = [_sum(columns, int(i), terms) for i in chosen]
     return [s for s in found if s is not None]
 
 
-def _sum(columns: _Columns, entry: int, count: int) -> Sum | None:
+def _sum(columns: Columns, entry: int, count: int) -> Sum | None:
     local, up = columns.get(entry), columns.upstream
     if local is None:
         return None
     products = local * up
     largest = products.abs().topk(min(count, len(products))).indices
     kept = [int(j) for j in largest if local[j] != 0]
-    starts = torch.tensor([0, *(u.numel() for u in columns.moving)]).cumsum(0)
+    starts = torch.tensor([0, *(u.numel() for u in columns.call.upstream)]).cumsum(0)
     terms = []
     for j in kept:
         output = int((starts <= j).sum()) - 1
         terms.append(Term(output, j - int(starts[output]), float(up[j]), float(local[j])))
     others = int((local != 0).sum()) - len(kept)
     rest = float(products.sum() - products[kept].sum()) if others else 0.0
-    return Sum(entry, terms, others, rest, float(columns.down[entry].detach()), columns.fits(local, entry))
+    return Sum(entry, terms, others, rest, float(columns.down[entry]), columns.fits(local, entry))
 
 
 def direction(tensor: Tensor) -> Tensor:
-    """The direction of finite differences: sin(1), sin(2), ..."""
-    return torch.sin(torch.arange(1, tensor.numel() + 1, dtype=torch.float64)).view(tensor.shape)
+    """A fixed direction: sin(1), sin(2), ..."""
+    return _waves(tensor.numel()).view(tensor.shape)
 
 
-def _difference(node: Node, trace: Trace, upstream: list[Tensor], edges: list[Edge]) -> Difference | None:
+@lru_cache(maxsize=8)
+def _waves(count: int) -> Tensor:
+    return torch.sin(torch.arange(1, count + 1, dtype=torch.float64))
+
+
+def _moves(value: Tensor) -> Tensor:
+    """How each entry moves in the finite differences; infinite entries of masks stay."""
+    return torch.where(value.isfinite(), direction(value) * (1 + value.abs()), 0.0)
+
+
+def _difference(call: ReplayedCall, trace: Trace, edges: list[Edge]) -> Difference | None:
     if not edges:
         return None
-    backward = sum(float((edge.downstream * direction(edge.downstream)).sum()) for edge in edges)
-    size = sum(float((edge.downstream * direction(edge.downstream)).abs().sum()) for edge in edges)
-    if node.name == "fire":
+    moves = {edge.slot: _moves(call.leaves[edge.slot].detach()) for edge in edges}
+    backward = sum(float((edge.downstream * moves[edge.slot]).sum()) for edge in edges)
+    if call.node.name == "fire":
         return Difference(backward, 0.0, "surrogate")
-    values = [trace.values[i].tensor for i in node.inputs]
-    sides = [_finite(node, values, upstream, edges, width) for width in WIDTHS]
-    best = min(((right + left) / 2 for right, left in sides), key=lambda f: abs(f - backward))
-    allowed = AGREES * size + 1e-10
-    if abs(best - backward) <= allowed:
-        return Difference(backward, best, "agrees")
-    right, left = sides[-1]
-    return Difference(backward, best, "kink" if abs(right - left) > 100 * allowed else "differs")
+    allowed = AGREES * sum(float((edge.downstream * moves[edge.slot]).abs().sum()) for edge in edges) + 1e-10
+    central, sides = 0.0, []
+    for width in WIDTHS:
+        sides = _sides(call, trace, moves, width)
+        central = sum(float((right + left).sum()) for right, left in sides) / 2
+        if abs(central - backward) <= allowed:
+            return Difference(backward, central, "agrees")
+    return Difference(backward, central, "kink" if _is_between(call, moves, backward, sides, allowed) else "differs")
 
 
-def _finite(node: Node, values: list[Tensor], upstream: list[Tensor], edges: list[Edge], width: float) -> tuple[float, float]:
-    """Difference quotients of sum(upstream * output) along the direction, to the right and to the left."""
-    largest = max(_largest(values[edge.slot]) for edge in edges)
-    h, totals = width * (1 + largest), []
-    for sign in (1, 0, -1):
-        moved = list(values)
-        for edge in edges:
-            moved[edge.slot] = values[edge.slot] + sign * h * direction(values[edge.slot])
+def _sides(call: ReplayedCall, trace: Trace, moves: dict[int, Tensor], h: float) -> list[tuple[Tensor, Tensor]]:
+    """Upstream times the difference quotient to the right and to the left, for every output entry."""
+    found = []
+    for sign in (1, -1):
+        moved = [leaf.detach().clone() for leaf in call.leaves]
+        for slot, move in moves.items():
+            moved[slot] += sign * h * move
         with torch.no_grad():
-            outputs = node.run([t.clone() for t in moved])[: len(upstream)]
-        products = [torch.where(up == 0, 0.0, up * out) for up, out in zip(upstream, outputs)]  # also 0 times the -inf of a mask
-        totals.append(sum(float(product.sum()) for product in products))
-    return (totals[0] - totals[1]) / h, (totals[1] - totals[2]) / h
+            found.append(call.node.run(moved))
+    here = [trace.values[index].tensor for index in call.node.outputs]
+    quotients = [((above - at) / h, (at - below) / h) for at, above, below in zip(here, *found)]
+    return [  # an upstream of 0 also hides the -inf of a mask
+        (torch.where(up == 0, 0.0, up * right), torch.where(up == 0, 0.0, up * left))
+        for up, (right, left) in zip(call.upstream, quotients)
+    ]
 
 
-def _largest(tensor: Tensor) -> float:
-    """Absolute value of the largest finite entry; masks contain infinite entries, which do not change."""
-    finite = tensor[tensor.isfinite()]
-    return float(finite.abs().max()) if finite.numel() else 0.0
+def _is_between(
+    call: ReplayedCall, moves: dict[int, Tensor], backward: float, sides: list[tuple[Tensor, Tensor]], allowed: float
+) -> bool:
+    """Whether the backward pass lies between the sides, at every output if it can be differentiated, otherwise in sum."""
+    least, most = ([choose(right, left) for right, left in sides] for choose in (torch.minimum, torch.maximum))
+    try:
+        parts = [(down * moves[slot]).sum() for slot, down in call.differentiable.items() if down is not None]
+        along = torch.autograd.grad(sum(parts), call.moving, retain_graph=True, allow_unused=True)  # type: ignore[arg-type]
+    except (RuntimeError, NotImplementedError):
+        return sum(float(x.sum()) for x in least) - allowed <= backward <= sum(float(x.sum()) for x in most) + allowed
+    outside = 0.0
+    for a, b, up, local in zip(least, most, call.upstream, along):
+        change = torch.zeros_like(up) if local is None else up * local.detach()
+        outside += float(((a - change).clamp(min=0) + (change - b).clamp(min=0)).sum())
+    return outside <= allowed

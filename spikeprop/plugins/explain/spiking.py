@@ -17,12 +17,14 @@ from torch.overrides import handle_torch_function, has_torch_function
 from spikeprop.errors import ExplainError
 from spikeprop.plugins.explain.trace import Tracer
 from spikeprop.snn import SpikingNetwork, Surrogate
-from spikeprop.snn.dynamics import LayerDynamics, ReadoutDynamics
+from spikeprop.snn.adaptive import ALIF
+from spikeprop.snn.dynamics import LayerDynamics, NeuronState, ReadoutDynamics
 from spikeprop.snn.firing import NEVER, advance_since
 from spikeprop.snn.layer import INPUT, Layer
 from spikeprop.snn.neuron import is_integrate_and_fire
 from spikeprop.snn.normalisation import TemporalBatchNorm, needs_all_steps
 from spikeprop.snn.readout import Integrator
+from spikeprop.snn.signed import GradedIF, scan, takes_back
 from spikeprop.snn.synapse import DropoutMasks, SampleDropout, Synapse
 
 
@@ -45,6 +47,30 @@ def reset(u: Tensor, spikes: Tensor, theta: Tensor, to_zero: bool) -> Tensor:
     if has_torch_function((u, spikes, theta)):
         return handle_torch_function(reset, (u, spikes, theta), u, spikes, theta, to_zero)
     return u * (1 - spikes) if to_zero else u - theta * spikes
+
+
+def grade(current: Tensor, v: Tensor, sent: Tensor, unit: Tensor, payload: int) -> Tensor:
+    """Payloads of graded neurons, see ``spikeprop.snn.signed``; their derivative is zero."""
+    if has_torch_function((current, v, sent, unit)):
+        return handle_torch_function(grade, (current, v, sent, unit), current, v, sent, unit, payload)
+    return _Grade.apply(current, v, sent, unit, payload)  # type: ignore[return-value]
+
+
+def payloads(current: Tensor, v: Tensor, sent: Tensor, unit: Tensor, payload: int) -> Tensor:
+    """One step of ``signed.scan``, which leaves the state as it is."""
+    spikes = torch.empty_like(current, memory_format=torch.contiguous_format)
+    scan(current.detach().unsqueeze(0), unit, payload, v.detach().clone(), sent.detach().clone(), spikes.unsqueeze(0))
+    return spikes
+
+
+class _Grade(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, current: Tensor, v: Tensor, sent: Tensor, unit: Tensor, payload: int) -> Tensor:
+        return payloads(current, v, sent, unit, payload)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        return torch.zeros_like(grads[0]), None, None, None, None
 
 
 class _Fire(torch.autograd.Function):
@@ -138,6 +164,10 @@ class _Simulation:
             v = self.states.get(name)
             self.states[name] = integrate(torch.zeros_like(current) if v is None else v, current, neuron.leak)
             return self.states[name]
+        if takes_back(neuron):
+            return self._graded(name, neuron, current)
+        if type(neuron) is ALIF:
+            return self._adaptive(name, neuron, current)
         if not is_integrate_and_fire(neuron):
             spikes, self.states[name] = neuron.step(current, self.states.get(name) or neuron.initial_state(current))
             return spikes
@@ -148,6 +178,29 @@ class _Simulation:
         spikes = fire(u, neuron.v_threshold, since, neuron.surrogate)
         fixed = spikes.detach()
         self.states[name] = reset(u, fixed, neuron.v_threshold, neuron.reset == "zero"), advance_since(since, fixed)
+        return spikes
+
+    def _adaptive(self, name: str, neuron: ALIF, current: Tensor) -> Tensor:
+        """The threshold is that of u - beta a; the adaptation passes gradient on to earlier spikes, the reset does not."""
+        if name not in self.states:
+            first = neuron.initial_state(current)
+            self.states[name] = first.v.detach(), first.a, torch.full_like(current, NEVER).detach()
+        v, a, since = self.states[name]
+        u = integrate(v, current, neuron.leak)
+        spikes = fire(u - neuron.adaptation * a, neuron.v_threshold, since, neuron.surrogate)
+        fixed = spikes.detach()
+        after = reset(u, fixed, neuron.v_threshold, neuron.reset == "zero")
+        self.states[name] = after, integrate(a, spikes, neuron.adaptation_leak), advance_since(since, fixed)
+        return spikes
+
+    def _graded(self, name: str, neuron: GradedIF, current: Tensor) -> Tensor:
+        """Payloads; what is left in the potential reaches no output but through them, so no gradient passes it either."""
+        neuron.refuse_gradients(current)
+        v, _, sent = self.states.get(name) or neuron.initial_state(current)
+        unit = neuron.spike_size.to(current)
+        spikes = grade(current, v, sent, unit, neuron.payload)
+        fixed = spikes.detach()
+        self.states[name] = NeuronState(v + current.detach() - fixed * unit, None, sent + fixed)
         return spikes
 
     def _current(self, name: str, layer: Layer, values: dict[str, Tensor]) -> Tensor:

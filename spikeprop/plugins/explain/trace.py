@@ -18,7 +18,8 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from spikeprop.errors import ExplainError
-from spikeprop.plugins.explain.arguments import fill, floating, take
+from spikeprop.plugins.explain.arguments import complex_of, fill, floating, take
+from spikeprop.plugins.explain.source import calling_line
 
 Role = Literal["input", "parameter", "constant", "value"]
 ASKING = "has_torch_function"  # with this function, torch checks whether a mode handles a call
@@ -58,6 +59,7 @@ class Node:
         inputs, outputs: numbers of values.
         module: path of the calling module, and ``kind_of_module`` its class.
         step: time step of a simulation, or None.
+        source: file, line number and text of the line that made the call: the user's own, or else that of torch's module.
         saved: bytes kept for the backward pass and not kept by an earlier call.
         generator: state of the random generator before the call.
     """
@@ -71,6 +73,7 @@ class Node:
     module: str = ""
     kind_of_module: str = ""
     step: int | None = None
+    source: tuple[str, int, str] | None = None
     saved: int = 0
     generator: Tensor | None = None
 
@@ -184,13 +187,23 @@ class Tracer(TorchFunctionMode):
         result = func(*args, **kwargs)
         self._busy = None
         outputs = [t for t in floating(result) if t.requires_grad]
+        self._refuse_complex(name, [*found, *complex_of(result)])
         self._refuse_partial(name, found, outputs, versions)
         if all(versions.get(id(t)) == t._version for t in outputs):
             return result  # no new value with a gradient was made
         self.trace.nodes.append(node)
         node.module, node.kind_of_module, node.step = *self._place(), self.step
+        node.source = calling_line()
         node.outputs = [self._add(t, f"{name} {node.index}", "value").index for t in outputs]
         return result
+
+    def _refuse_complex(self, name: str, tensors: list[Tensor]) -> None:
+        if any(t.is_complex() and t.requires_grad for t in tensors):
+            place, kind = self._place()
+            raise ExplainError(
+                f"{name} in {place or 'the network'} ({kind or 'no module'}) computes with complex numbers, which explain does "
+                "not show; keep real and imaginary part as real tensors"
+            )
 
     def _refuse_partial(self, name: str, found: list[Tensor], outputs: list[Tensor], versions: dict[int, int]) -> None:
         """Refuse writes into a part of a tensor: they make a value that no call returns."""

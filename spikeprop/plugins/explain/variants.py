@@ -34,6 +34,8 @@ def variants(subject: TrainingStep, step: TracedStep, rules: Mapping[str, Learni
         TrainingStep.loss,
     ):  # the second if a library has wrapped the first
         raise ExplainError("learning rules need class labels: the loss must be the cross-entropy")
+    if rules and isinstance(subject.x, tuple | dict):
+        raise ExplainError("learning rules take one input tensor; this network has several")
     exact = {name: p.grad for name, p in step.model.named_parameters() if p.grad is not None}
     return [_variant(name, rule, subject, exact) for name, rule in rules.items()]
 
@@ -84,7 +86,12 @@ def _segments(rule: LearningRule, subject: TrainingStep) -> list[dict[str, str]]
         return [{"name": s.name, "follows": f"the relaxed values of {_readers(graph, s.name)}"} for s in graph.segments]
     names = [s.name for s in graph.segments]
     losses = [f"the head after {name}" for name in names[:-1]] + ["the network's own loss"]
-    return [{"name": name, "follows": losses[place.target]} for name, place in zip(names, places(graph))]
+    return [{"name": name, "follows": _followed(place, losses)} for name, place in zip(names, places(graph))]
+
+
+def _followed(place: Any, losses: list[str]) -> str:
+    followed = " and ".join(losses[j] for j in place.weights)
+    return followed if len(place.weights) == 1 else f"the {place.combine} of {followed}"
 
 
 def _readers(graph: Any, name: str) -> str:

@@ -1,8 +1,9 @@
-"""Interlocking backpropagation (Gomez et al. 2022): each segment of a network learns from the loss a few segments ahead of it.
+"""Interlocking backpropagation (Gomez et al. 2022): each segment of a network learns from the losses a few segments ahead of it.
 
-With K segments and a reach of n, the parameters of segment i follow the gradient of l_t(i), t(i) = min(i + n - 1, K - 1), where
-l_j is the loss of segment j's auxiliary head (of the last segment: the network's own loss). n = 1 is local learning, n = K is
-backpropagation. Source: "Interlocking backpropagation: improving depthwise model-parallelism", JMLR 23(171).
+With K segments and a reach of n, the parameters of segment i follow the mean, the sum or the last of the losses l_i .. l_t(i),
+t(i) = min(i + n - 1, K - 1), where l_j is the loss of segment j's auxiliary head (of the last segment: the network's own loss).
+n = 1 is local learning; without limit it is backpropagation. Source: "Interlocking backpropagation: improving depthwise
+model-parallelism", JMLR 23(171).
 
 ``Interlocking`` fills the slot ``rule`` of training (``LearningRule``); ``AuxiliaryHead`` is the slot of its heads.
 ``SegmentProcess`` runs one segment per process. Experiments: the recipes cifar10_resnet32_interlocking and

@@ -1,9 +1,9 @@
 """``Interlocking``: learning rule of Gomez et al. 2022, "Interlocking backpropagation: improving depthwise model-parallelism".
 
-The network is cut into K segments, each with an auxiliary head. Segment i learns only from the loss n - 1 segments ahead: n = 1
-is local learning, n = K is backpropagation. ``work`` has the definition. Here all segments run in one process, one after the
-other, which is slower than backpropagation; the advantage is in separate processes, which wait less for each other
-(``parallel``).
+The network is cut into K segments, each with an auxiliary head. Segment i sees its own loss and those of the next n - 1
+segments, and follows the mean of them, their sum, or only the furthest: n = 1 is local learning, null is backpropagation.
+``work`` has the definition. Here all segments run in one process, one after the other, which is slower than backpropagation; the
+advantage is in separate processes, which wait less for each other (``parallel``).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from spikeprop.errors import SegmentError
 from spikeprop.learn import CrossEntropy, LearningRule, Loss
 from spikeprop.learn.segments import Segment, SegmentGraph, segment_graph
 from spikeprop.plugins.interlocking.heads import AuxiliaryHead, ConvHead
-from spikeprop.plugins.interlocking.work import Place, Work, reach_of
+from spikeprop.plugins.interlocking.work import Combine, Place, Work, reach_of
 from spikeprop.runtime.modes import evaluating
 
 
@@ -28,14 +28,18 @@ class Interlocking(LearningRule):
 
     Attributes:
         cuts: a number of segments, or names of the submodules to cut after.
-        reach: n; 1 is local, 2 pairwise, and so on; null is global (backpropagation).
-        head: builds the auxiliary heads; unused heads (those of the first n - 1 segments) are not built.
+        reach: n; 1 is local, 2 pairwise, and so on; null is global: backpropagation of the network's own loss, without heads.
+        combine: what a segment follows of the n losses that it sees: their "mean", their "sum", or the "furthest" alone, as in
+            the authors' code for residual networks. With "furthest" no loss reads the output of the first segments itself, so
+            that of a residual stream can grow without bound, and pairwise learning ends below local learning.
+        head: builds the auxiliary heads; unused heads (with "furthest" those of the first n - 1 segments) are not built.
         loss: loss of all heads and of the network.
         microbatches: number of micro-batches per batch; their gradients are accumulated.
     """
 
     cuts: int | list[str]
     reach: int | None = 2
+    combine: Combine = "mean"
     head: AuxiliaryHead = field(default_factory=ConvHead)
     loss: Loss = field(default_factory=CrossEntropy)
     microbatches: int = 1
@@ -58,6 +62,8 @@ class Interlocking(LearningRule):
         """
         if model not in self._graphs:
             graph = segment_graph(model, self.cuts)
+            if len(graph.outputs) > 1:
+                raise SegmentError(f"interlocking needs a network with one output; this one's are {', '.join(graph.outputs)}")
             if not graph.is_chain:
                 crossing = next(s for s in graph.segments if len(s.reads) != 1 or s.reads[0] not in _before(graph, s))
                 raise SegmentError(
@@ -65,7 +71,7 @@ class Interlocking(LearningRule):
                 )
             for name, users in graph.shared().items():
                 raise SegmentError(
-                    f"{name} is used in the segments {' and '.join(users)}, which follow different losses: "
+                    f"weight sharing: {name} is used in the segments {' and '.join(users)}, which follow different losses: "
                     "do not share it, or cut the network so that one segment contains all its uses"
                 )
             self._graphs[model] = graph
@@ -83,7 +89,8 @@ class Interlocking(LearningRule):
     def places(self, graph: SegmentGraph) -> list[Place]:
         """Position of each segment."""
         count = len(graph.segments)
-        return [Place(i, count, reach_of(self.reach, count)) for i in range(count)]
+        combine = "furthest" if self.reach is None else self.combine
+        return [Place(i, count, reach_of(self.reach, count), combine) for i in range(count)]
 
     def work(self, graph: SegmentGraph, segment: int, share: float = 1.0) -> Work:
         """The computation of a segment on a micro-batch that is the fraction ``share`` of the batch.

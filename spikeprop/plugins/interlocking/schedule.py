@@ -43,18 +43,17 @@ class Simulated:
 
 
 def simulate(
-    times: Sequence[SegmentTimes], reach: int, microbatches: int, batches: int, *, all_forward_first: bool = False
+    times: Sequence[SegmentTimes], places: Sequence[Place], microbatches: int, batches: int, *, all_forward_first: bool = False
 ) -> Simulated:
     """Run the schedule.
 
     Args:
         times: measured times of each segment.
-        reach: n.
+        places: positions of the segments (``Interlocking.places``).
         microbatches: number per batch.
         batches: number of batches; a segment starts the next one as soon as its own gradients are complete.
         all_forward_first: run all forward passes of a batch first, as GPipe does.
     """
-    places = [Place(i, len(times), reach) for i in range(len(times))]
     queues = [_operations(place, microbatches, batches, all_forward_first) for place in places]
     end: dict[tuple[int, Operation], float] = {}
     free, position = [0.0] * len(times), [0] * len(times)

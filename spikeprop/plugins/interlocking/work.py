@@ -1,22 +1,26 @@
 """``Work``: the computation of one segment for one (micro-)batch, the same in one process and in many.
 
 Segments are numbered 0 .. K-1; l_j is the loss of segment j's head (of the last segment: the network's own loss). Activations
-are detached between segments. With a reach of n, the parameters of segment i follow the gradient of l_t(i), t(i) = min(i + n -
-1, K - 1), and of no other loss; a head follows its own loss (Gomez et al. 2022). So segment i receives from segment i + 1 the
-cotangents of its output for the losses i + 1 .. t(i), and sends to segment i - 1 the cotangents of its input for the losses i
-.. t(i - 1). Losses that no segment follows (of the segments below n - 1) are not computed.
+are detached between segments. With a reach of n, segment i sees the losses i .. t(i), t(i) = min(i + n - 1, K - 1). Its
+parameters follow the furthest of them (Gomez et al. 2022, as in the authors' code), or the sum or mean of them; a head follows
+its own loss. So segment i receives from segment i + 1 the cotangents of its output for the losses i + 1 .. t(i), and sends to
+segment i - 1 the cotangents of its input for the losses i .. t(i - 1). Losses that no segment follows (with ``furthest`` those
+of the segments below n - 1) are not computed.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from spikeprop.learn import Loss
 from spikeprop.learn.segments import Segment, works_in_place
+
+Combine = Literal["furthest", "mean", "sum"]
 
 
 def reach_of(reach: int | None, segments: int) -> int:
@@ -32,33 +36,47 @@ class Place:
         segment: number i of the segment.
         segments: number of segments K.
         reach: n.
+        combine: what the parameters follow of the losses i .. t(i).
     """
 
     segment: int
     segments: int
     reach: int
+    combine: Combine = "furthest"
 
     @property
     def target(self) -> int:
-        """The loss that its parameters follow, t(i)."""
+        """The furthest loss that it sees, t(i)."""
         return min(self.segment + self.reach - 1, self.segments - 1)
+
+    @property
+    def weights(self) -> dict[int, float]:
+        """The losses that its parameters follow, with their weights."""
+        if self.combine == "furthest":
+            return {self.target: 1.0}
+        seen = range(self.segment, self.target + 1)
+        return dict.fromkeys(seen, 1.0 if self.combine == "sum" else 1 / len(seen))
 
     @property
     def has_loss(self) -> bool:
         """Whether any segment follows its loss."""
-        return self.segment == self.segments - 1 or self.segment >= self.reach - 1
+        return self.combine != "furthest" or self.segment == self.segments - 1 or self.segment >= self.reach - 1
+
+    def at(self, segment: int) -> Place:
+        """The position of another segment."""
+        return replace(self, segment=segment)
 
     def received(self) -> list[int]:
         """Losses whose cotangents come from the next segment."""
-        return [j for j in range(self.segment + 1, self.target + 1) if Place(j, self.segments, self.reach).has_loss]
+        return [j for j in range(self.segment + 1, self.target + 1) if self.at(j).has_loss]
 
     def sent(self) -> list[int]:
         """Losses whose cotangents go to the previous segment."""
-        return [] if self.segment == 0 else Place(self.segment - 1, self.segments, self.reach).received()
+        return [] if self.segment == 0 else self.at(self.segment - 1).received()
 
     def others(self) -> list[int]:
         """Losses of later segments whose cotangents this segment uses, for its parameters or for the previous segment."""
-        return [j for j in sorted({*self.sent(), self.target}) if j != self.segment]
+        return [j for j in sorted({*self.sent(), *self.weights}) if j != self.segment]
 
     @property
     def ahead(self) -> int:
@@ -121,12 +139,13 @@ class Work:
         Returns:
             the cotangent of the input for loss j, if the previous segment needs it.
         """
+        weight = self.place.weights.get(j)
         wanted = [self.input] if j in self.place.sent() else []
-        updated = self.segment.parameters() if j == self.place.target else []
+        updated = [] if weight is None else self.segment.parameters()
         if not (wanted or updated):
             return None
         grads = torch.autograd.grad(self.output, [*wanted, *updated], cotangent, retain_graph=True, allow_unused=True)
-        _accumulate(updated, grads[len(wanted) :])
+        _accumulate(updated, [g if g is None or weight in (None, 1.0) else g * weight for g in grads[len(wanted) :]])
         return grads[0] if wanted else None
 
 

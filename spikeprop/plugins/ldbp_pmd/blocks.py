@@ -52,9 +52,9 @@ class Link:
         return logarithmic_steps(self.fibre, self.steps)
 
     def check(self, power: float) -> None:
-        """Refuse a simulation that is unstable or too coarse at ``power`` (W), see ``check_steps``."""
+        """Refuse a simulation that is unstable or too coarse at ``power`` (W) per channel, see ``check_steps``."""
         check_count("forward_steps", self.steps, MOST_STEPS)
-        check_steps(self.fibre, self.edges(), self.signal.rate, power)
+        check_steps(self.fibre, self.edges(), self.signal.rate, self.signal.channels * power)
 
     def blocks(self, count: int, power: float, seed: Sequence[int], sections: Sections | None = None) -> Blocks:
         """Simulate ``count`` random blocks; the same seed gives the same blocks."""
@@ -63,10 +63,10 @@ class Link:
         for start in range(0, count, SIMULATED):
             stop_if_requested()
             sent = self.signal.draw(min(SIMULATED, count - start), self.polarisations, draws)
-            field = self.signal.modulate(sent, power)
+            field = self.signal.transmit(sent, power, draws)
             received = propagate(field, self.fibre, self.edges(), self.signal.rate, sections, draws)
             symbols.append(sent)
-            samples.append(self.signal.sample(received))
+            samples.append(self.signal.receive(received, draws))
         return Blocks(torch.cat(symbols), torch.cat(samples), power)
 
 

@@ -38,14 +38,13 @@ class Sections:
         return self.rotations[k, :, :, None] * torch.stack([half, half.conj()])
 
     def jones(self, omega: Tensor) -> Tensor:
-        """Product (N, 2, 2) of all sections at angular frequencies (N,); computed by pairs, so that there are few large
-        products."""
+        """Product (N, 2, 2) of all sections at angular frequencies (N,)."""
         half = torch.polar(torch.ones_like(omega), -omega * self.delays[:, None] / 2)
-        factors = self.rotations[:, None] * torch.stack([half, half.conj()], -1)[:, :, None, :]
-        while len(factors) > 1:
-            paired, last = factors[: len(factors) // 2 * 2].unflatten(0, (-1, 2)), factors[len(factors) // 2 * 2 :]
-            factors = torch.cat([paired[:, 1] @ paired[:, 0], last])
-        return factors[0]
+        return product(self.rotations[:, None] * torch.stack([half, half.conj()], -1)[:, :, None, :])
+
+    def between(self, first: int, end: int) -> Sections:
+        """The sections ``first`` to ``end`` - 1."""
+        return Sections(self.rotations[first:end], self.delays[first:end])
 
     def dgd(self, omega: float = 0.0, step: float = 1e9) -> float:
         """Differential group delay in s, from the eigenvalues exp(+-j step dgd / 2) of J(w + step/2) J(w - step/2)^H.
@@ -55,6 +54,14 @@ class Sections:
         """
         high, low = self.jones(torch.tensor([omega + step / 2, omega - step / 2], dtype=torch.float64))
         return 2 * math.acos(min(1.0, max(-1.0, float(torch.trace(high @ low.mH).real) / 2))) / step
+
+
+def product(factors: Tensor) -> Tensor:
+    """Product of (M, ..., 2, 2) matrices, the first one applied first; by pairs, so that there are few large products."""
+    while len(factors) > 1:
+        paired, last = factors[: len(factors) // 2 * 2].unflatten(0, (-1, 2)), factors[len(factors) // 2 * 2 :]
+        factors = torch.cat([paired[:, 1] @ paired[:, 0], last])
+    return factors[0]
 
 
 def haar_su2(count: int, draws: torch.Generator) -> Tensor:
@@ -90,7 +97,7 @@ def propagate(
         noise: random generator of the amplifiers' noise; None for no noise.
 
     """
-    omega = _omega(field, rate)
+    omega = angular(field, rate)
     steps, kerr = len(edges) - 1, _kerr(fibre, edges, field.shape[1])
     half = [(b - a) / 2 for a, b in pairwise(edges)]
     before = 0.0  # length of the previous step whose dispersion is still to be applied
@@ -98,7 +105,7 @@ def propagate(
         for k in range(steps):
             spectrum = torch.fft.fft(field) * _dispersion(fibre, before + half[k], omega).to(field)
             if sections is not None:
-                spectrum = _mix(sections.response(span * steps + k, omega).to(field), spectrum)
+                spectrum = mix(sections.response(span * steps + k, omega).to(field), spectrum)
             field = kerr_phase(torch.fft.ifft(spectrum), kerr[k])
             before = half[k]
         if noise is not None:  # white noise stays white under the remaining dispersion
@@ -109,7 +116,7 @@ def propagate(
 
 def invert(field: Tensor, fibre: Fibre, edges: Sequence[float], rate: float, sections: Sections | None = None) -> Tensor:
     """The exact inverse of ``propagate`` without noise, step by step with known PMD: (B, P, N)."""
-    omega = _omega(field, rate)
+    omega = angular(field, rate)
     steps, kerr = len(edges) - 1, _kerr(fibre, edges, field.shape[1])
     half = [(b - a) / 2 for a, b in pairwise(edges)]
     pending = 0.0
@@ -119,7 +126,7 @@ def invert(field: Tensor, fibre: Fibre, edges: Sequence[float], rate: float, sec
             field = kerr_phase(torch.fft.ifft(spectrum), -kerr[k])
             if sections is not None:
                 response = sections.response(span * steps + k, omega).to(field)
-                field = torch.fft.ifft(_mix(response.conj().transpose(0, 1), torch.fft.fft(field)))
+                field = torch.fft.ifft(mix(response.conj().transpose(0, 1), torch.fft.fft(field)))
             pending = half[k]
     return torch.fft.ifft(torch.fft.fft(field) * _dispersion(fibre, -pending, omega).to(field))
 
@@ -140,7 +147,8 @@ def _kerr(fibre: Fibre, edges: Sequence[float], polarisations: int) -> list[floa
     return [manakov(polarisations) * phase for phase in fibre.kerr(edges)]
 
 
-def _omega(field: Tensor, rate: float) -> Tensor:
+def angular(field: Tensor, rate: float) -> Tensor:
+    """Angular frequencies (N,) of samples (..., N), rad/s, in the order of ``fft``."""
     return 2 * math.pi * torch.fft.fftfreq(field.shape[-1], 1 / rate, dtype=torch.float64)
 
 
@@ -148,6 +156,6 @@ def _dispersion(fibre: Fibre, length: float, omega: Tensor) -> Tensor:
     return torch.polar(torch.ones_like(omega), fibre.beta2 / 2 * length * omega.square())
 
 
-def _mix(matrix: Tensor, field: Tensor) -> Tensor:
+def mix(matrix: Tensor, field: Tensor) -> Tensor:
     """Apply a matrix (2, 2, N) to a field (B, 2, N)."""
     return torch.stack([matrix[i, 0] * field[:, 0] + matrix[i, 1] * field[:, 1] for i in range(2)], 1)

@@ -35,14 +35,16 @@ def draw_pmd(values: dict[str, Any], path: Path) -> None:
         middle.plot(*zip(*curve), color=ORANGE, alpha=0.6, label=None if k else "LDBP-PMD, one line per realisation")
     for k, change in enumerate(values["changes"]):
         color = (ORANGE, VIOLET, GREEN, BLUE)[k % 4]
-        right.plot(*zip(*change["curve"]), color=color, label=f"realisation {change['from']} to {change['to']}")
+        right.plot(*zip(*change["alone"]["curve"]), color=color, label=f"realisation {change['from']} to {change['to']}")
+        right.plot(*zip(*change["equalizer"]["curve"]), color=color, ls=":")
         right.plot([0], [change["before"]], "o", color=color)
     power = f"{values['best_power_dbm']:g}"
     for axis in (middle, right):
         axis.axhline(values["without_pmd_db"][power]["LDBP"], color=GREY, lw=1, ls="--", label="LDBP without PMD")
-        axis.set(xlabel="iteration", ylabel="effective SNR (dB)", ylim=(0, None))
+        axis.set(xlabel="iteration", ylabel="effective SNR (dB)")
+    right.set_ylim(0, None)
     middle.set_title(f"Training at {power} dBm")
-    right.set_title("Abrupt change of PMD (dots: before)")
+    right.set_title("Abrupt change of PMD (dots: before; dotted: after a start by the equaliser)", fontsize=9)
     for axis in (left, middle, right):
         axis.legend(frameon=False, fontsize=8)
     save_figure(figure, path, left, middle, right)
@@ -52,7 +54,13 @@ def _by_power(axis: Any, values: dict[str, Any]) -> None:
     powers = [float(p) for p in values["without_pmd_db"]]
     bound = [found["LDBP"] for found in values["without_pmd_db"].values()]
     axis.plot(powers, bound, "s--", color=GREY, label="LDBP without PMD")
-    shown = {"LDBP-PMD": ORANGE, "LDBP + least squares": GREEN, "DBP + LMS": VIOLET, "dispersion undone + LMS": BLUE}
+    shown = {
+        "LDBP-PMD": ORANGE,
+        "LDBP + equaliser, jointly": "black",
+        "LDBP + least squares": GREEN,
+        "DBP + LMS": VIOLET,
+        "dispersion undone + LMS": BLUE,
+    }
     for arm, color in shown.items():
         found = list(values["with_pmd_db"][arm].values())
         axis.plot(powers, [one["mean"] for one in found], "o-", color=color, label=arm)

@@ -1,10 +1,11 @@
 """``PolarisationMode``: an experiment on learned digital backpropagation that compensates PMD in its steps (Buetler et al. 2020).
 
-At each launch power the dispersion filters are first trained on the link without PMD; that receiver on that link is the bound.
-For each realisation of PMD, training on known symbols continues from it, with DGD filters initialised to a delta and random
-rotations, the same for all realisations. Baselines see the same waveforms, and their lumped 2x2 equaliser is trained on the
-same symbols. Finally the PMD changes abruptly and the trained receiver is trained further. Only the abstract of the paper could
-be read: link, filters, rates, numbers of realisations and this order of training are our choice.
+At each launch power the dispersion filters are first trained on the link without PMD (``pretraining``). From there every arm is
+trained by the same settings and rule (``training``): on the link without PMD, which is the bound; and for each realisation of
+PMD, on known symbols, with distributed PMD parameters (started by ``start``) or with a lumped equaliser after all steps. Other
+baselines see the same waveforms; two oracles know the PMD. At the best power some trainings are repeated from other starts, the
+PMD changes abruptly and the receiver is trained further, or it drifts. Only the abstract of the paper could be read: link,
+filters, rates, start and this order of training are our choice.
 """
 
 from __future__ import annotations
@@ -27,14 +28,18 @@ from spikeprop.plugins.ldbp_pmd.baselines import (
     lms,
     undo_dispersion,
 )
+from spikeprop.plugins.ldbp_pmd.bits import quality
 from spikeprop.plugins.ldbp_pmd.blocks import Blocks, Link, watts
+from spikeprop.plugins.ldbp_pmd.drift import Drift, track
 from spikeprop.plugins.ldbp_pmd.fibre import Fibre
 from spikeprop.plugins.ldbp_pmd.link import Sections, draw_sections
+from spikeprop.plugins.ldbp_pmd.oracle import digital, informed
 from spikeprop.plugins.ldbp_pmd.pictures import draw_pmd
 from spikeprop.plugins.ldbp_pmd.receiver import Backward, LearnedReceiver, make_receiver
-from spikeprop.plugins.ldbp_pmd.signals import Signal, effective_snr
+from spikeprop.plugins.ldbp_pmd.signals import Signal
+from spikeprop.plugins.ldbp_pmd.start import best_start, fit_to_equalizer, solved
 from spikeprop.plugins.ldbp_pmd.summary import rows, summarise
-from spikeprop.plugins.ldbp_pmd.training import Fitting, fit_receiver, load_receiver, processed, snr_of
+from spikeprop.plugins.ldbp_pmd.training import Course, Fitting, fit_receiver, load_receiver, processed, snr_of
 from spikeprop.plugins.reports import save_report
 from spikeprop.runtime.checks import at_least_one, distinct
 from spikeprop.runtime.seeding import generator
@@ -54,11 +59,15 @@ class PolarisationMode:
         launch_powers_dbm: total powers of both polarisations.
         forward_steps: logarithmic simulation steps per span, each with a PMD section.
         backward: steps and filters of the receiver.
+        starts: random rotations from which the start of a training is chosen, by its error on the training blocks.
         pretraining: training of the dispersion filters, without PMD.
-        training: training for each realisation, and again after a change.
+        training: training of every arm, and of the bound.
+        search: training without a start by the equaliser, from random rotations or after a change of PMD.
         equalizer: the baselines' 2x2 equaliser.
         train_blocks, test_blocks: simulated blocks for each power and realisation.
+        repeats: realisations, the first ones, that are trained again from other starts and, by ``search``, from random rotations.
         changes: number of tested changes from one realisation to the next.
+        drift: a slow change of the first realisation; None for none.
 
     """
 
@@ -69,16 +78,22 @@ class PolarisationMode:
     launch_powers_dbm: list[float]
     forward_steps: int
     backward: Backward
+    starts: int = 3
     pretraining: Fitting
     training: Fitting
+    search: Fitting = field(default_factory=lambda: Fitting(lr=5e-4, batch=16, dgd_lr=5e-3))
     equalizer: EqualizerSettings = field(default_factory=EqualizerSettings)
     train_blocks: int = 300
     test_blocks: int = 50
+    repeats: int = 0
     changes: int = 2
+    drift: Drift | None = None
 
     def __post_init__(self) -> None:
         distinct(self, "realisations", "launch_powers_dbm")
-        at_least_one(self, "train_blocks", "test_blocks")
+        at_least_one(self, "train_blocks", "test_blocks", "starts")
+        if not 0 <= self.repeats <= len(self.realisations):
+            raise ValueError(f"repeats is {self.repeats}; {len(self.realisations)} realisations allow 0 to as many")
         if not 0 <= self.changes < len(self.realisations):
             raise ValueError(
                 f"changes is {self.changes}; {len(self.realisations)} realisations allow 0 to {len(self.realisations) - 1}"
@@ -94,65 +109,99 @@ class PolarisationMode:
 
     def smoke(self) -> PolarisationMode:
         """The same experiment with one span, two powers, two realisations and few iterations."""
-        few = {"iterations": 3, "batch": 2, "every": 2}
+        few = {"iterations": 3, "batch": 2, "every": 2, "window": 1, "warmup": 0, "decay": min(1, self.training.decay)}
         return dataclasses.replace(
-            self, realisations=self.realisations[:2], launch_powers_dbm=self.launch_powers_dbm[:2], changes=1,
-            fibre=dataclasses.replace(self.fibre, spans=1), pretraining=dataclasses.replace(self.pretraining, **few),
-            training=dataclasses.replace(self.training, **few), train_blocks=4, test_blocks=2,
+            self, realisations=self.realisations[:2], launch_powers_dbm=self.launch_powers_dbm[:2], starts=1,
+            repeats=min(1, self.repeats), changes=min(1, self.changes), fibre=dataclasses.replace(self.fibre, spans=1),
+            **{name: dataclasses.replace(getattr(self, name), **few) for name in ("pretraining", "training", "search")},
+            train_blocks=4, test_blocks=2,
+            drift=self.drift and dataclasses.replace(self.drift, updates=1, iterations=2, blocks=2),
         )  # fmt: skip
 
     def run(self, context: Context) -> Report:
-        """Run all powers and realisations, then changes; finished stages are read, an interrupted one is resumed."""
-        folder, powers = context.folder, self.launch_powers_dbm
-        free = {p: folder.stage(f"free_{p:g}", lambda p=p: self._without_pmd(p, context)) for p in powers}
-        found = {
-            p: [folder.stage(f"pmd_{p:g}_{r}", lambda p=p, r=r: self._with_pmd(p, r, context)) for r in self.realisations]
-            for p in powers
-        }
+        """Run all powers and realisations, then the rest; finished stages are read, an interrupted one is resumed."""
+        stage, powers = context.folder.stage, self.launch_powers_dbm
+        free = {p: stage(f"free_{p:g}", lambda p=p: self._without_pmd(p, context)) for p in powers}
+        found: dict[float, list[dict[str, Any]]] = {p: [] for p in powers}
+        for r in self.realisations:
+            for p in powers:
+                found[p].append(stage(f"pmd_{p:g}_{r}", lambda p=p, r=r: self._with_pmd(p, r, context)))
         values = summarise(context.name, self.realisations, free, found)
         best = values["best_power_dbm"]
+        again = [stage(f"again_{r}", lambda r=r: self._again(best, r, context)) for r in self.realisations[: self.repeats]]
         pairs = list(zip(self.realisations, self.realisations[1:]))[: self.changes]
-        changes = [folder.stage(f"change_{a}_{b}", lambda a=a, b=b: self._change(best, a, b, context)) for a, b in pairs]
+        changes = [stage(f"change_{a}_{b}", lambda a=a, b=b: self._change(best, a, b, context)) for a, b in pairs]
+        drift = stage("drift", lambda: self._drift(best, context)) if self.drift else None
         values |= {
+            "repeats": again,
             "changes": changes,
+            "drift": drift,
             "mean_dgd_ps": self.fibre.mean_dgd * 1e12,
             "pmd_parameters": sum(p.numel() for p in self._receiver().pmd_parameters()),
         }
         return save_report(context, values, rows, draw_pmd)
 
     def _without_pmd(self, power_dbm: float, context: Context) -> dict[str, Any]:
-        """Train the dispersion filters on the link without PMD; returns the SNR in dB of all arms."""
+        """Train the dispersion filters on the link without PMD, then as every arm; returns the quality of all arms."""
         context.notify(f"{power_dbm:g} dBm without PMD")
-        data = self._data(power_dbm, None)
-        receiver = self._receiver(pmd=False)
-        path = self._file(context, power_dbm, None)
-        curve = fit_receiver(receiver, self.signal, data, self.pretraining, (self.seed, BATCHES), path)
-        found = {name: self._snr(data[1], compensate(data[1].samples)) for name, compensate in self._fixed().items()}
-        return {**found, "LDBP, initial": curve[0][1], "LDBP": curve[-1][1]}
+        data, receiver = self._data(power_dbm, None), self._receiver(dgd_taps=0)
+        first = self._fit(receiver, data, self.pretraining, self._file(context, "filters", power_dbm))
+        course = self._fit(receiver, data, self.training, self._file(context, "free", power_dbm), 1)
+        arms = {name: self._quality(data[1], compensate(data[1].samples)) for name, compensate in self._fixed().items()}
+        arms["LDBP"] = self._quality(data[1], processed(receiver, data[1].samples))
+        return {"arms": arms, "curves": [first.curve, course.curve]}
 
     def _with_pmd(self, power_dbm: float, realisation: int, context: Context) -> dict[str, Any]:
-        """Train for one realisation; returns the SNR in dB of all arms."""
+        """Train for one realisation; returns the quality of all arms."""
         context.notify(f"{power_dbm:g} dBm, PMD realisation {realisation}")
+        data, sections = self._data(power_dbm, realisation), self._sections(realisation)
+        bound, filters = self._load("free", power_dbm, context), self._load("filters", power_dbm, context)
+        arms: dict[str, Any] = {}
+        for name, compensate in {**self._fixed(), "LDBP": lambda x: processed(bound, x)}.items():
+            arms |= {f"{name} + {kind}": found for kind, found in self._lumped(data, compensate).items()}
+        joint = self._with_filters(filters, dgd_taps=0, equalizer_taps=self.equalizer.taps)
+        joint.set_equalizer(solved(joint, self.signal, data[0], self.equalizer.taps))
+        self._fit(joint, data, self.training, self._file(context, "joint", power_dbm, realisation), realisation)
+        arms["LDBP + equaliser, jointly"] = self._quality(data[1], processed(joint, data[1].samples))
+        receiver = self._start(filters, data[0])
+        course = self._fit(receiver, data, self.training, self._file(context, "pmd", power_dbm, realisation), realisation)
+        arms["LDBP-PMD"] = self._quality(data[1], processed(receiver, data[1].samples))
+        arms["LDBP, PMD known"] = self._quality(data[1], informed(bound, data[1].samples, self._link(), sections))
+        arms["DBP, PMD known"] = self._quality(data[1], digital(data[1].samples, self._link(), sections))
+        return {"arms": arms, "curve": course.curve, "plateau": course.plateau, "dgd_ps": sections.dgd() * 1e12}
+
+    def _again(self, power_dbm: float, realisation: int, context: Context) -> dict[str, Any]:
+        """Train for one realisation from other starts, and from random rotations."""
+        context.notify(f"{power_dbm:g} dBm, PMD realisation {realisation} from other starts")
         data = self._data(power_dbm, realisation)
-        pretrained = load_receiver(self._receiver(pmd=False), self._file(context, power_dbm, None))
-        found: dict[str, Any] = {}
-        for name, compensate in {**self._fixed(), "LDBP": lambda x: processed(pretrained, x)}.items():
-            found |= {f"{name} + {kind}": snr for kind, snr in self._lumped(data, compensate).items()}
-        receiver = self._untrained(pretrained)
-        path = self._file(context, power_dbm, realisation)
-        curve = fit_receiver(receiver, self.signal, data, self.training, (self.seed, BATCHES, realisation), path)
-        return {**found, "LDBP-PMD": curve[-1][1], "curve": curve, "dgd_ps": self._sections(realisation).dgd() * 1e12}
+        filters = self._load("filters", power_dbm, context)
+        other, random = self._start(filters, data[0], first=self.starts), self._with_filters(filters)
+        found = self._fit(other, data, self.training, self._file(context, "other", power_dbm, realisation), realisation)
+        alone = self._fit(random, data, self.search, self._file(context, "random", power_dbm, realisation), realisation)
+        return {"realisation": realisation, "other_db": found.snr, "random": alone.curve, "random_plateau": alone.plateau}
 
     def _change(self, power_dbm: float, old: int, new: int, context: Context) -> dict[str, Any]:
-        """Continue the training of the receiver for one realisation with another realisation."""
+        """Continue the training of the receiver for one realisation with another, with and without a start by the equaliser."""
         context.notify(f"{power_dbm:g} dBm, PMD changes from {old} to {new}")
-        receiver = load_receiver(self._receiver(), self._file(context, power_dbm, old))
-        before = snr_of(receiver, self.signal, self._data(power_dbm, old, train=False)[1])
-        path = context.folder.path / f"change_{old}_{new}.safetensors"
-        curve = fit_receiver(
-            receiver, self.signal, self._data(power_dbm, new), self.training, (self.seed, BATCHES, old, new), path
-        )
-        return {"from": old, "to": new, "before": before, "curve": curve}
+        trained, started = (load_receiver(self._receiver(), self._file(context, "pmd", power_dbm, old)) for _ in range(2))
+        before = snr_of(trained, self.signal, self._data(power_dbm, old, train=False)[1])
+        data = self._data(power_dbm, new)
+        after = snr_of(trained, self.signal, data[1])
+        fit_to_equalizer(started, solved(started, self.signal, data[0], self.equalizer.taps), self.signal.band)
+        ways = {"alone": (trained, self.search), "equalizer": (started, self.training)}
+        found: dict[str, Any] = {"from": old, "to": new, "before": before, "after": after}
+        for way, (receiver, settings) in ways.items():
+            course = self._fit(receiver, data, settings, self._file(context, f"change_{way}", power_dbm, new), old, new)
+            found[way] = {"curve": course.curve, "plateau": course.plateau}
+        return found
+
+    def _drift(self, power_dbm: float, context: Context) -> dict[str, Any]:
+        """Let the PMD of the first realisation drift, see ``Drift``."""
+        assert self.drift is not None
+        first = self.realisations[0]
+        receiver = load_receiver(self._receiver(), self._file(context, "pmd", power_dbm, first))
+        path = context.folder.path / "drift.safetensors"
+        return track(self.drift, receiver, self._link(), self._sections(first), watts(power_dbm), self.training, self.seed, path)
 
     def _fixed(self) -> dict[str, Compensation]:
         """Compensations without training."""
@@ -162,17 +211,17 @@ class PolarisationMode:
             "DBP": lambda x: backpropagate(x, self.fibre, steps, rate),
         }
 
-    def _lumped(self, data: tuple[Blocks, Blocks], compensate: Compensation) -> dict[str, float]:
-        """SNR in dB with the 2x2 equaliser, by LMS and by least squares."""
+    def _lumped(self, data: tuple[Blocks, Blocks], compensate: Compensation) -> dict[str, Any]:
+        """Quality with the 2x2 equaliser, by LMS and by least squares."""
         train, test = (self.signal.matched(compensate(b.samples), b.power) for b in data)
         weights = {
             "LMS": lms(train, data[0].symbols, self.equalizer),
             "least squares": least_squares(train, data[0].symbols, self.equalizer.taps),
         }
-        return {kind: effective_snr(data[1].symbols, equalize(test, w)) for kind, w in weights.items()}
+        return {kind: quality(self.signal, data[1].symbols, equalize(test, w)) for kind, w in weights.items()}
 
-    def _snr(self, blocks: Blocks, samples: Tensor) -> float:
-        return effective_snr(blocks.symbols, self.signal.detect(samples, blocks.power))
+    def _quality(self, blocks: Blocks, samples: Tensor) -> dict[str, Any]:
+        return quality(self.signal, blocks.symbols, self.signal.detect(samples, blocks.power))
 
     def _data(self, power_dbm: float, realisation: int | None, train: bool = True) -> tuple[Blocks, Blocks]:
         """Training and test blocks; one training block if ``train`` is False."""
@@ -187,20 +236,31 @@ class PolarisationMode:
     def _sections(self, realisation: int) -> Sections:
         return draw_sections(self.fibre, self._link().edges(), generator(realisation, SECTIONS))
 
-    def _untrained(self, pretrained: LearnedReceiver) -> LearnedReceiver:
-        """A receiver with trained dispersion filters and initial PMD parameters."""
-        receiver = self._receiver()
-        receiver.load_state_dict(pretrained.state_dict(), strict=False)
-        return receiver
-
     def _link(self) -> Link:
         return Link(self.fibre, self.signal, self.forward_steps, polarisations=2)
 
-    def _receiver(self, pmd: bool = True) -> LearnedReceiver:
-        settings = self.backward if pmd else dataclasses.replace(self.backward, dgd_taps=0)
-        return make_receiver(self.fibre, settings, self.signal.receiver_rate, 2, generator(self.seed, ROTATIONS))
+    def _receiver(self, draw: int = 0, **changes: int) -> LearnedReceiver:
+        settings = dataclasses.replace(self.backward, **changes)
+        return make_receiver(self.fibre, settings, self.signal.receiver_rate, 2, generator(self.seed, ROTATIONS, draw))
+
+    def _load(self, name: str, power_dbm: float, context: Context) -> LearnedReceiver:
+        """A receiver that was trained without PMD."""
+        return load_receiver(self._receiver(dgd_taps=0), self._file(context, name, power_dbm))
+
+    def _with_filters(self, filters: LearnedReceiver, draw: int = 0, **changes: int) -> LearnedReceiver:
+        """A receiver with trained dispersion filters and otherwise initial parameters."""
+        receiver = self._receiver(draw, **changes)
+        receiver.load_state_dict(filters.state_dict(), strict=False)
+        return receiver
+
+    def _start(self, filters: LearnedReceiver, train: Blocks, first: int = 0) -> LearnedReceiver:
+        """The best of ``starts`` receivers that are started by their equaliser."""
+        draws = [self._with_filters(filters, first + k) for k in range(self.starts)]
+        return best_start(draws, self.signal, train, self.equalizer.taps)
+
+    def _fit(self, receiver: LearnedReceiver, data: tuple[Blocks, Blocks], settings: Fitting, path: Path, *seed: int) -> Course:
+        return fit_receiver(receiver, self.signal, data, settings, (self.seed, BATCHES, *seed), path)
 
     @staticmethod
-    def _file(context: Context, power_dbm: float, realisation: int | None) -> Path:
-        name = f"free_{power_dbm:g}" if realisation is None else f"pmd_{power_dbm:g}_{realisation}"
-        return context.folder.path / f"{name}.safetensors"
+    def _file(context: Context, name: str, power_dbm: float, *realisation: int) -> Path:
+        return context.folder.path / f"{'_'.join([name, f'{power_dbm:g}', *map(str, realisation)])}.safetensors"

@@ -35,6 +35,7 @@ class Backward:
         steps_per_span: number of equal steps per span.
         filters: design of the dispersion filters.
         dgd_taps: taps of each step's filter against differential group delay, odd; 0 for neither filters nor rotations.
+        equalizer_taps: T/2-spaced taps of a trained 2x2 equaliser after all steps, odd; 0 for none.
         train_kerr: whether the Kerr coefficients are trained too.
         rotations: initial rotations, "random" or "identity".
 
@@ -43,15 +44,16 @@ class Backward:
     steps_per_span: int = 1
     filters: FilterDesign = field(default_factory=FilterDesign)
     dgd_taps: int = 0
+    equalizer_taps: int = 0
     train_kerr: bool = False
     rotations: Literal["random", "identity"] = "random"
 
     def __post_init__(self) -> None:
         check_count("steps_per_span", self.steps_per_span, MOST_STEPS)
-        if not 0 <= self.dgd_taps < MOST_TAPS or (self.dgd_taps and self.dgd_taps % 2 == 0):
-            raise ValueError(
-                f"dgd_taps is {self.dgd_taps}; give an odd number below {MOST_TAPS:,}, or 0 for neither filters nor rotations"
-            )
+        for name, none in (("dgd_taps", "neither filters nor rotations"), ("equalizer_taps", "no equaliser")):
+            taps = getattr(self, name)
+            if not 0 <= taps < MOST_TAPS or (taps and taps % 2 == 0):
+                raise ValueError(f"{name} is {taps}; give an odd number below {MOST_TAPS:,}, or 0 for {none}")
 
 
 class LearnedReceiver(nn.Module):
@@ -60,14 +62,15 @@ class LearnedReceiver(nn.Module):
     Args:
         halves: complex half filters h_0, h_1, ... of the steps, (M, k + 1), in the order of application.
         kerr: (M,) rad/W, negative.
-        dgd_taps: as in ``Backward``.
-        train_kerr: as in ``Backward``.
+        dgd_taps, equalizer_taps, train_kerr: as in ``Backward``.
 
     """
 
     kerr: Tensor
 
-    def __init__(self, halves: Tensor, kerr: Sequence[float], dgd_taps: int = 0, train_kerr: bool = False):
+    def __init__(
+        self, halves: Tensor, kerr: Sequence[float], dgd_taps: int = 0, equalizer_taps: int = 0, train_kerr: bool = False
+    ):
         super().__init__()
         steps = len(halves)
         self.dispersion = nn.Parameter(torch.view_as_real(halves.to(torch.complex64).contiguous()))
@@ -76,7 +79,10 @@ class LearnedReceiver(nn.Module):
             self.kerr = nn.Parameter(values)
         else:
             self.register_buffer("kerr", values)
-        self.dgd = self.rotation = None
+        self.dgd = self.rotation = self.lumped = None
+        if equalizer_taps:
+            self.lumped = nn.Parameter(torch.zeros(2, 2, equalizer_taps, 2))
+            self.lumped.data[[0, 1], [0, 1], equalizer_taps // 2, 0] = 1
         if dgd_taps:
             self.dgd = nn.Parameter(torch.zeros(steps, dgd_taps).index_fill(1, torch.tensor(dgd_taps // 2), 1.0))
             self.rotation = nn.Parameter(torch.tensor([1.0, 0, 0, 0]).repeat(steps, 1))
@@ -87,7 +93,10 @@ class LearnedReceiver(nn.Module):
         matrices = self.matrices()
         for i in range(len(self.kerr)):
             x = rotate_and_turn(fir(x, taps[i]), self.kerr[i], None if matrices is None else matrices[i])
-        return x
+        if self.lumped is None:
+            return x
+        lumped = torch.view_as_complex(self.lumped)
+        return fir(x, lumped[[0, 1], [0, 1]]) + fir(x.flip(1), lumped[[0, 1], [1, 0]])
 
     def taps(self) -> Tensor:
         """Complex filters (M, 1 or 2, T) of the steps, common to both polarisations or one per polarisation."""
@@ -112,6 +121,11 @@ class LearnedReceiver(nn.Module):
             raise ValueError(f"|a|^2 + |b|^2 of step {step} is {smallest:.1e}, below {NEARLY_ZERO:.0e}: no rotation to normalise")
         a, b = torch.view_as_complex((self.rotation / size.sqrt()).view(-1, 2, 2)).unbind(1)
         return torch.stack([a, b, -b.conj(), a.conj()], 1).view(-1, 2, 2)
+
+    def set_equalizer(self, weights: Tensor) -> None:
+        """Set the equaliser after all steps to weights (2, 2 * taps) as ``baselines.least_squares`` returns them."""
+        assert self.lumped is not None, "a receiver without equalizer_taps"
+        self.lumped.data = torch.view_as_real(weights.reshape(2, 2, -1).contiguous()).to(self.lumped)
 
     def pmd_parameters(self) -> list[nn.Parameter]:
         """Parameters that compensate PMD: DGD filters and rotations."""
@@ -139,7 +153,7 @@ def make_receiver(
         draws: random generator of the initial rotations; None for the identity.
 
     Raises:
-        ValueError: filters shorter than the dispersion of a step, or too many steps.
+        ValueError: filters shorter than the dispersion of a step, too many steps, or an equaliser for one polarisation.
 
     """
     check_count("fibre.spans * backward.steps_per_span", fibre.spans * settings.steps_per_span, MOST_STEPS)
@@ -147,7 +161,9 @@ def make_receiver(
     lengths, kerr = backward_steps(fibre, settings.steps_per_span, polarisations)
     (curvature,) = set(curvatures(fibre, lengths[:1], rate))
     half = dispersion_filter(curvature, settings.filters)
-    receiver = LearnedReceiver(half.repeat(len(kerr), 1), kerr, settings.dgd_taps, settings.train_kerr)
+    if settings.equalizer_taps and polarisations != 2:
+        raise ValueError("backward.equalizer_taps needs two polarisations; use 0 with one")
+    receiver = LearnedReceiver(half.repeat(len(kerr), 1), kerr, settings.dgd_taps, settings.equalizer_taps, settings.train_kerr)
     if draws is not None and receiver.rotation is not None and settings.rotations == "random":
         receiver.rotation.data = torch.nn.functional.normalize(torch.randn(receiver.rotation.shape, generator=draws), dim=1)
     return receiver

@@ -19,7 +19,7 @@ from spikeprop.plugins.ldbp_pmd.blocks import Blocks, Link, watts
 from spikeprop.plugins.ldbp_pmd.fibre import Fibre
 from spikeprop.plugins.ldbp_pmd.pictures import draw_training
 from spikeprop.plugins.ldbp_pmd.receiver import Backward, LearnedReceiver, make_receiver
-from spikeprop.plugins.ldbp_pmd.signals import Signal, effective_snr
+from spikeprop.plugins.ldbp_pmd.signals import Signal
 from spikeprop.plugins.ldbp_pmd.training import Fitting, fit_receiver
 from spikeprop.plugins.reports import save_report
 from spikeprop.runtime.checks import at_least_one, distinct
@@ -90,7 +90,7 @@ class SinglePolarisation:
         context.notify(f"seed {seed}: {self.train_blocks + self.test_blocks} blocks through {self.fibre.spans} spans")
         data = link.blocks(self.train_blocks, power, (seed, TRAIN)), link.blocks(self.test_blocks, power, (seed, TEST))
         path = context.folder.path / f"seed_{seed}.safetensors"
-        curve = fit_receiver(receiver, self.signal, data, self.training, (seed,), path)
+        curve = fit_receiver(receiver, self.signal, data, self.training, (seed,), path).curve
         return {**self._baselines(data[1]), "LDBP, initial": curve[0][1], "LDBP, trained": curve[-1][1], "curve": curve}
 
     def _baselines(self, blocks: Blocks) -> dict[str, float]:
@@ -98,7 +98,7 @@ class SinglePolarisation:
         found = {"dispersion undone": undo_dispersion(blocks.samples, self.fibre, rate)}
         for name, count in ((f"DBP, {steps} a span", steps), (f"DBP, {FINE} a span", FINE)):
             found[name] = backpropagate(blocks.samples, self.fibre, count, rate)
-        return {name: effective_snr(blocks.symbols, self.signal.detect(x, blocks.power)) for name, x in found.items()}
+        return {name: self.signal.snr(blocks.symbols, self.signal.detect(x, blocks.power)) for name, x in found.items()}
 
     def _link(self) -> Link:
         return Link(self.fibre, self.signal, self.forward_steps, polarisations=1)

@@ -1,78 +1,121 @@
-"""Summary of the PMD experiment: SNR by power, peaks, gap to the link without PMD, iterations to the peak."""
+"""Summary of the PMD experiment: SNR by power, peaks, gap to the link without PMD, bits, and iterations to the peak."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from spikeprop.evaluate.intervals import in_words, mean_interval, paired_difference
 from spikeprop.plugins.ldbp_pmd.training import within_one_percent
 
-OURS, REFERENCE, STRONGER = "LDBP-PMD", "DBP + LMS", "LDBP + least squares"
+OURS = "LDBP-PMD"
 PUBLISHED = {"gap_db": 0.30, "iterations": 428}  # abstract of arXiv:2010.12313
 
 
 def summarise(
-    name: str, realisations: Sequence[int], free: Mapping[float, dict[str, float]], found: Mapping[float, list[dict[str, Any]]]
+    name: str, realisations: Sequence[int], free: Mapping[float, dict[str, Any]], found: Mapping[float, list[dict[str, Any]]]
 ) -> dict[str, Any]:
     """The values of the report.
 
     Args:
         name: name of the recipe.
         realisations: realisations of PMD, in the order of ``found``.
-        free: SNR in dB of each arm without PMD, by power in dBm.
-        found: SNR in dB of each arm and the curve of training, by power and realisation.
+        free: "arms" without PMD (quality of each, see ``bits.quality``), by power in dBm.
+        found: "arms", and "curve" and "plateau" of the training, by power and realisation.
     """
-    arms = [arm for arm in next(iter(found.values()))[0] if arm not in ("curve", "dgd_ps")]
-    snr = {arm: {power: [run[arm] for run in runs] for power, runs in found.items()} for arm in arms}
+    arms = list(next(iter(found.values()))[0]["arms"])
+    snr = {arm: {power: [run["arms"][arm]["snr"] for run in runs] for power, runs in found.items()} for arm in arms}
     peaks = {arm: [max(values) for values in zip(*by_power.values())] for arm, by_power in snr.items()}
-    bound = {arm: max(values[arm] for values in free.values()) for arm in next(iter(free.values()))}
+    bound = {arm: max(one["arms"][arm]["snr"] for one in free.values()) for arm in next(iter(free.values()))["arms"]}
     best = max(found, key=lambda power: sum(snr[OURS][power]))
-    curves = [run["curve"] for run in found[best]]
     return {
         "name": name,
         "realisations": list(realisations),
         "dgd_ps": [run["dgd_ps"] for run in found[best]],
-        "without_pmd_db": {f"{power:g}": values for power, values in free.items()},
+        "without_pmd_db": {f"{p:g}": {arm: each["snr"] for arm, each in one["arms"].items()} for p, one in free.items()},
+        "bound_curves": {f"{p:g}": one["curves"] for p, one in free.items()},
         "with_pmd_db": {arm: {f"{p:g}": mean_interval(v) | {"values": v} for p, v in by.items()} for arm, by in snr.items()},
         "peak_without_pmd_db": bound,
         "peak_db": {arm: mean_interval(values) | {"values": values} for arm, values in peaks.items()},
         "gap_db": mean_interval([bound["LDBP"] - peak for peak in peaks[OURS]]),
         "gain_db": {other: paired_difference(peaks[OURS], peaks[other]) for other in arms if other != OURS},
-        "closed": {ref: _closed(peaks[OURS], peaks[ref], bound["LDBP"]) for ref in (REFERENCE, STRONGER)},
+        "bits": {f"{p:g}": {arm: _bits(run["arms"][arm] for run in runs) for arm in arms} for p, runs in found.items()},
         "best_power_dbm": best,
-        "curves": curves,
-        "iterations_to_1_percent": mean_interval([within_one_percent(c) for c in curves])
-        | {"values": [*map(within_one_percent, curves)]},
+        "curves": [run["curve"] for run in found[best]],
+        "iterations": {f"{p:g}": mean_interval([run["curve"][-1][0] for run in runs]) for p, runs in found.items()},
+        "iterations_to_1_percent": to_one_percent([(run["curve"], run["plateau"]) for run in found[best]]),
         "published": PUBLISHED,
     }
 
 
-def _closed(ours: Sequence[float], reference: Sequence[float], bound: float) -> dict[str, Any]:
-    """Closed fraction of the gap between reference and bound: (ours - reference) / (bound - reference), of the means."""
-    mine, other = sum(ours) / len(ours), sum(reference) / len(reference)
-    return {"share": (mine - other) / (bound - other) if bound != other else None}
+def to_one_percent(trainings: Sequence[tuple[Sequence[Sequence[Any]], int | None]]) -> dict[str, Any]:
+    """Iterations to 1 % of the peak at constant rates: mean, interval and values.
+
+    Args:
+        trainings: curves, and the iterations at which the constant rates ended.
+
+    """
+    counts = [within_one_percent([point for point in curve if end is None or point[0] <= end]) for curve, end in trainings]
+    return mean_interval(counts) | {"values": counts}
+
+
+def _bits(arms: Iterable[dict[str, Any]]) -> dict[str, Any] | None:
+    """GMI with its interval, and the errors of all realisations together; None of Gaussian symbols."""
+    each = list(arms)
+    if "gmi" not in each[0]:
+        return None
+    errors, bits = (sum(one[name] for one in each) for name in ("errors", "bits"))
+    return {"gmi": mean_interval([one["gmi"] for one in each]), "errors": errors, "bits": bits, "ber": errors / bits}
 
 
 def rows(values: dict[str, Any]) -> list[tuple[str, str]]:
     """The table at the end of a run."""
+    power, published = f"{values['best_power_dbm']:g}", values["published"]
     found = [(f"peak SNR without PMD, {arm}", f"{peak:.2f} dB") for arm, peak in values["peak_without_pmd_db"].items()]
-    found += [(f"peak SNR, {arm}", in_words(peak, unit=" dB")) for arm, peak in values["peak_db"].items()]
-    published = values["published"]
+    for arm, peak in values["peak_db"].items():
+        bits = values["bits"][power][arm]
+        told = f"; at {power} dBm GMI {in_words(bits['gmi'])} bit, BER {bits['errors']:,} / {bits['bits']:,}" if bits else ""
+        found.append((f"peak SNR, {arm}", in_words(peak, unit=" dB") + told))
     found.append(
         ("LDBP-PMD below LDBP without PMD", f"{in_words(values['gap_db'], unit=' dB')}; paper {published['gap_db']:.2f} dB")
     )
-    for other in (REFERENCE, STRONGER):
-        found.append((f"LDBP-PMD above {other}", in_words(values["gain_db"][other], sign=True, unit=" dB")))
+    for other, gain in values["gain_db"].items():
+        found.append((f"LDBP-PMD above {other}", in_words(gain, sign=True, unit=" dB")))
     count = values["iterations_to_1_percent"]
-    each = ", ".join(map(str, count["values"]))
-    found.append((
-        f"iterations to 1 % of the peak, {values['best_power_dbm']:g} dBm",
-        f"{count['mean']:.0f} ({each}); paper {published['iterations']}",
-    ))  # fmt: skip
-    for change in values["changes"]:
-        curve = change["curve"]
-        text = f"{change['before']:.2f} dB, then {curve[0][1]:.2f} dB, {curve[-1][1]:.2f} dB after {curve[-1][0]} iterations"
-        back = within_one_percent(curve)
-        found.append((f"PMD changes from {change['from']} to {change['to']}", f"{text}; within 1 % of its peak after {back}"))
-    return found
+    found.append((f"iterations to 1 % of the peak, {power} dBm", f"{_counts(count)}; paper {published['iterations']}"))
+    return [*found, *_starts(values), *(_change(one) for one in values["changes"]), *_drift(values["drift"])]
+
+
+def _starts(values: dict[str, Any]) -> list[tuple[str, str]]:
+    again = values["repeats"]
+    if not again:
+        return []
+    first = dict(zip(values["realisations"], (curve[-1][1] for curve in values["curves"])))
+    other = [one["other_db"] - first[one["realisation"]] for one in again]
+    random = [one["random"][-1][1] - first[one["realisation"]] for one in again]
+    count = to_one_percent([(one["random"], one["random_plateau"]) for one in again])
+    return [
+        ("another start instead", ", ".join(f"{d:+.2f}" for d in other) + " dB"),
+        ("random rotations instead", ", ".join(f"{d:+.2f}" for d in random) + f" dB; to 1 % of the peak {_counts(count)}"),
+    ]
+
+
+def _change(change: dict[str, Any]) -> tuple[str, str]:
+    ways = []
+    for way, told in (("alone", "trained on"), ("equalizer", "after a start by the equaliser")):
+        found = change[way]
+        curve, count = found["curve"], to_one_percent([(found["curve"], found["plateau"])])["values"][0]
+        ways.append(f"{told} {curve[0][1]:.2f} to {curve[-1][1]:.2f} dB, 1 % after {count}")
+    text = f"{change['before']:.2f} dB, then {change['after']:.2f} dB; {'; '.join(ways)}"
+    return f"PMD changes from {change['from']} to {change['to']}", text
+
+
+def _drift(drift: dict[str, Any] | None) -> list[tuple[str, str]]:
+    if drift is None:
+        return []
+    told = f"{drift['after'][0]:.2f} to {drift['after'][-1]:.2f} dB"
+    return [(f"drift, {len(drift['after'])} updates", f"trained on {told}; as it was {drift['fixed'][-1]:.2f} dB at the end")]
+
+
+def _counts(count: dict[str, Any]) -> str:
+    return f"{count['mean']:.0f} ({', '.join(map(str, count['values']))})"

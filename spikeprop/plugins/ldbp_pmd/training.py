@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from spikeprop.learn import drop_progress, load_checkpoint, load_latest, load_mo
 from spikeprop.learn.checkpoint import has_checkpoint, load_optimizer
 from spikeprop.plugins.ldbp_pmd.blocks import Blocks
 from spikeprop.plugins.ldbp_pmd.receiver import LearnedReceiver
-from spikeprop.plugins.ldbp_pmd.signals import Signal, effective_snr, squared_error
+from spikeprop.plugins.ldbp_pmd.signals import Signal
 from spikeprop.runtime.checks import at_least_one, not_negative
 from spikeprop.runtime.progress import bar
 from spikeprop.runtime.seeding import generator
@@ -36,12 +36,18 @@ class Fitting:
     """Settings of the training of a receiver.
 
     Attributes:
-        iterations: number of steps of Adam.
+        iterations: most steps of Adam at constant rates.
         batch: blocks per step.
-        lr: learning rate of dispersion filters and Kerr coefficients.
+        lr: learning rate of dispersion filters, Kerr coefficients and the equaliser after them.
         rotation_lr, dgd_lr: learning rates of rotations and of DGD filters. The latter must be lower: as long as the
             polarisations are not separated, filters that shrink to zero also lower the error.
-        final: fraction of the rates at the end of a cosine schedule; 1 for constant rates.
+        warmup: iterations over which the rates rise linearly at the beginning.
+        plateau_db: the constant rates end as soon as the mean training error of ``window`` iterations is less than this below
+            that of the window before; 0 to do all ``iterations``. All windows then use the same batches, so that only the
+            receiver differs. Test blocks play no role.
+        window: see ``plateau_db``.
+        decay: iterations after the constant rates, in which they fall by a cosine.
+        final: fraction of the rates at the end of ``decay``.
         every: iterations between evaluations on the test blocks.
 
     """
@@ -51,18 +57,36 @@ class Fitting:
     lr: float = 1e-3
     rotation_lr: float = 2e-2
     dgd_lr: float = 2e-3
-    final: float = 1.0
+    warmup: int = 0
+    plateau_db: float = 0.0
+    window: int = 50
+    decay: int = 0
+    final: float = 0.1
     every: int = 50
 
     def __post_init__(self) -> None:
-        at_least_one(self, "iterations", "batch", "every")
+        at_least_one(self, "iterations", "batch", "every", "window")
         not_negative(self, "lr", "rotation_lr", "dgd_lr", hint="; use 0 to keep those parameters fixed")
+        not_negative(self, "warmup", "plateau_db", "decay", hint="; use 0 for none")
         if not 0 <= self.final <= 1:
             raise ValueError(f"final is {self.final}; it must lie in [0, 1]")
 
-    def share(self, iteration: int) -> float:
-        """Factor of the rates at an iteration."""
-        return self.final + (1 - self.final) * (1 + math.cos(math.pi * iteration / self.iterations)) / 2
+    def share(self, iteration: int, plateau: int | None) -> float:
+        """Factor of the rates at an iteration; ``plateau`` is where the constant rates ended, None before."""
+        rising = min(1.0, (iteration + 1) / self.warmup) if self.warmup else 1.0
+        if plateau is None:
+            return rising
+        return rising * (self.final + (1 - self.final) * (1 + math.cos(math.pi * (iteration - plateau) / self.decay)) / 2)
+
+    def at_plateau(self, errors: Sequence[float]) -> bool:
+        """Whether the constant rates end after iterations with these training errors."""
+        count = len(errors)
+        if count >= self.iterations:
+            return True
+        if not self.plateau_db or count < 2 * self.window or count % self.window:
+            return False
+        last, before = math.fsum(errors[-self.window :]), math.fsum(errors[-2 * self.window : -self.window])
+        return 10 * math.log10(before / last) < self.plateau_db
 
     def optimizer(self, receiver: LearnedReceiver) -> torch.optim.Adam:
         """Adam for all parameters with a positive rate."""
@@ -83,12 +107,37 @@ def processed(receiver: LearnedReceiver, samples: Tensor) -> Tensor:
 
 def snr_of(receiver: LearnedReceiver, signal: Signal, blocks: Blocks) -> float:
     """Effective SNR of the receiver in dB."""
-    return effective_snr(blocks.symbols, signal.detect(processed(receiver, blocks.samples), blocks.power))
+    return signal.snr(blocks.symbols, signal.detect(processed(receiver, blocks.samples), blocks.power))
+
+
+@dataclass
+class Course:
+    """The course of a training.
+
+    Attributes:
+        curve: pairs [iteration, effective SNR in dB on the test blocks]; lists, like JSON.
+        errors: training error of each iteration.
+        plateau: iterations at constant rates, None before their end.
+
+    """
+
+    curve: list[list[Any]]
+    errors: list[float]
+    plateau: int | None = None
+
+    @property
+    def snr(self) -> float:
+        """Effective SNR at the end, dB."""
+        return self.curve[-1][1]
+
+    def constant(self) -> list[list[Any]]:
+        """The part of ``curve`` at constant rates."""
+        return [point for point in self.curve if self.plateau is None or point[0] <= self.plateau]
 
 
 def fit_receiver(
     receiver: LearnedReceiver, signal: Signal, data: tuple[Blocks, Blocks], settings: Fitting, seed: Sequence[int], path: Path
-) -> list[list[Any]]:
+) -> Course:
     """Train on the first of ``data``, evaluate on the second.
 
     Args:
@@ -99,9 +148,6 @@ def fit_receiver(
         seed: seed of the batches.
         path: file of the trained receiver. During training, a progress file with a similar name allows resuming.
 
-    Returns:
-        pairs [iteration, effective SNR in dB on the test blocks] from iteration 0 to the last; lists, like JSON.
-
     Raises:
         TrainingCollapsed: the loss is not finite.
         Stopped: a signal requested a stop; the current step is finished and saved.
@@ -109,27 +155,29 @@ def fit_receiver(
     """
     optimizer = settings.optimizer(receiver)
     rates = [group["lr"] for group in optimizer.param_groups]
-    start, curve = _resume(path, receiver, optimizer)
-    saved = time.monotonic()
-    with bar(path.stem, total=settings.iterations, initial=start, unit="iteration", leave=False) as shown:
-        for i in range(start, settings.iterations):
+    course = _resume(path, receiver, optimizer)
+    saved, most = time.monotonic(), settings.iterations + settings.decay
+    with bar(path.stem, total=most, initial=len(course.errors), unit="iteration", leave=False) as shown:
+        while (i := len(course.errors)) < (most if course.plateau is None else course.plateau + settings.decay):
             if i % settings.every == 0:
-                curve.append([i, snr_of(receiver, signal, data[1])])
+                course.curve.append([i, snr_of(receiver, signal, data[1])])
             for group, rate in zip(optimizer.param_groups, rates):
-                group["lr"] = rate * settings.share(i)
-            chosen = torch.randint(len(data[0]), (settings.batch,), generator=generator(*seed, i))
-            _advance(receiver, signal, data[0], optimizer, chosen)
+                group["lr"] = rate * settings.share(i, course.plateau)
+            drawn = generator(*seed, i % settings.window if settings.plateau_db else i)
+            chosen = torch.randint(len(data[0]), (settings.batch,), generator=drawn)
+            course.errors.append(_advance(receiver, signal, data[0], optimizer, chosen))
+            if course.plateau is None and settings.at_plateau(course.errors):
+                course.plateau = i + 1
             shown.update()
             if stop_requested() or time.monotonic() - saved > CHECKPOINT_SECONDS:
-                described = {"iteration": i + 1, "curve": curve}
-                save_checkpoint(_progress(path), receiver, described, optimizer, keep_previous=True)
+                save_checkpoint(_progress(path), receiver, asdict(course), optimizer, keep_previous=True)
                 saved = time.monotonic()
             stop_if_requested()
-    if curve[-1][0] < settings.iterations:
-        curve.append([settings.iterations, snr_of(receiver, signal, data[1])])
-        save_checkpoint(path, receiver, {"iteration": settings.iterations, "curve": curve}, optimizer)
+    if course.curve[-1][0] < len(course.errors):
+        course.curve.append([len(course.errors), snr_of(receiver, signal, data[1])])
+        save_checkpoint(path, receiver, asdict(course), optimizer)
     drop_progress(_progress(path))
-    return curve
+    return course
 
 
 def load_receiver(receiver: LearnedReceiver, path: Path) -> LearnedReceiver:
@@ -148,23 +196,26 @@ def _progress(path: Path) -> Path:
     return path.with_name(f"{path.stem}.progress{path.suffix}")
 
 
-def _resume(path: Path, receiver: LearnedReceiver, optimizer: torch.optim.Optimizer) -> tuple[int, list[Any]]:
+def _resume(path: Path, receiver: LearnedReceiver, optimizer: torch.optim.Optimizer) -> Course:
     if has_checkpoint(_progress(path)):
         checkpoint = load_latest(_progress(path))
     elif path.exists():
         checkpoint = load_checkpoint(path)
     else:
-        return 0, []
+        return Course([], [])
     load_model(receiver, checkpoint)
     load_optimizer(optimizer, checkpoint)
-    return checkpoint.description["iteration"], checkpoint.description["curve"]
+    return Course(*(checkpoint.description[name] for name in ("curve", "errors", "plateau")))
 
 
-def _advance(receiver: LearnedReceiver, signal: Signal, blocks: Blocks, optimizer: torch.optim.Optimizer, chosen: Tensor) -> None:
+def _advance(
+    receiver: LearnedReceiver, signal: Signal, blocks: Blocks, optimizer: torch.optim.Optimizer, chosen: Tensor
+) -> float:
     optimizer.zero_grad()
-    loss = squared_error(blocks.symbols[chosen], signal.detect(receiver(blocks.samples[chosen]), blocks.power))
+    loss = signal.error(blocks.symbols[chosen], signal.detect(receiver(blocks.samples[chosen]), blocks.power))
     value = float(loss.detach())
     if not math.isfinite(value):
         raise TrainingCollapsed(f"the receiver's loss is {value}: lower training.lr, rotation_lr or dgd_lr, or the launch power")
     loss.backward()
     optimizer.step()
+    return value

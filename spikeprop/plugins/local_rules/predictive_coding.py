@@ -34,7 +34,7 @@ class PredictiveCoding(SegmentRule):
     Attributes:
         loss: any loss of scores and labels.
         step_size: eta of the values, in (0, 1].
-        iterations: number of steps; null for (k + 3 sqrt k)/eta, enough for fixed predictions of a network of depth k.
+        iterations: number of steps; null for as many as fixed predictions need in a network of this depth (``enough_sweeps``).
         fixed_prediction: keep predictions and derivatives of the forward pass; otherwise they follow the values, which requires a
             network without batch-norm and dropout.
         loss_weight: w, without fixed predictions; the smaller, the closer to backprop.
@@ -65,7 +65,8 @@ class PredictiveCoding(SegmentRule):
         sweeps = self.iterations or enough_sweeps(max(graph.hops().values()), self.step_size, "jacobi")
         if self.fixed_prediction:
             start = {s.name: torch.zeros_like(batch.run.values[s.name]) for s in graph.segments}
-            relaxed = relax(graph, batch.run.vjp, start, count * batch.error, step_size=self.step_size, sweeps=sweeps)
+            clamped = {graph.output: count * batch.error}
+            relaxed = relax(graph, batch.run.vjp, start, clamped, step_size=self.step_size, sweeps=sweeps, sweep="jacobi")
             run, errors, residual = batch.run, relaxed.x, relaxed.residual
         else:
             run, errors, residual = self._minimise(batch, sweeps)

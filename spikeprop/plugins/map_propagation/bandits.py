@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,8 +20,16 @@ from torch import Tensor
 from spikeprop.errors import TrainingCollapsed
 from spikeprop.evaluate import Report
 from spikeprop.experiment.context import Context
-from spikeprop.plugins.map_propagation import kernels, updates
-from spikeprop.plugins.map_propagation.network import LEARNERS, Noise, TeamSettings, check_learners, deterministic, make_net
+from spikeprop.plugins.map_propagation import batch, kernels, updates
+from spikeprop.plugins.map_propagation.network import (
+    LEARNERS,
+    Learner,
+    Noise,
+    TeamSettings,
+    check_learners,
+    deterministic,
+    make_net,
+)
 from spikeprop.plugins.map_propagation.pictures import draw
 from spikeprop.plugins.map_propagation.progress import Progress
 from spikeprop.plugins.map_propagation.statistics import curve, differences, rows, summary
@@ -58,7 +66,7 @@ class Bandit(ABC):
     team: TeamSettings
     iterations: int = 20
     step: float = 0.5
-    learners: list[Literal["map", "backprop", "reinforce"]]
+    learners: list[Learner]
 
     def __post_init__(self) -> None:
         positive(self, "seeds", "batch", "step")
@@ -66,6 +74,8 @@ class Bandit(ABC):
             raise ValueError(f"samples is {self.samples}; it must be at least {BINS} batches of {self.batch}")
         not_negative(self, "iterations")
         check_learners(self.learners)
+        if "asynchronous" in self.learners:
+            raise ValueError("learners: asynchronous needs a task with time; name others")
         if min(self.hidden, default=0) < 1:
             raise ValueError(f"hidden is {self.hidden}; name at least one layer, with a positive width")
         self.team.check(len(self.hidden) + 1, "team")
@@ -166,14 +176,15 @@ class BanditRun:
 
     Args:
         task: the task.
-        learner: "map", "backprop" or "reinforce".
+        learner: a key of ``LEARNERS``.
         seed: seed of samples and noise.
         net: the network.
     """
 
     def __init__(self, task: Bandit, learner: str, seed: int, net: kernels.Net):
         self.task, self.learner, self.seed, self.net = task, learner, seed, net
-        self.rule = kernels.Rule(LEARNERS[learner], task.iterations, task.step, 0.0, 0)
+        self.rule = kernels.Rule(LEARNERS[learner], task.iterations, task.step)
+        self.kernels = batch if task.batch >= batch.LEAST else kernels
         self.noise = Noise(seed, (task.batch, net.units.shape[2]), block=4)
         self.step, self.rewards, self._sum = 0, [], 0.0
         self.gradient = np.zeros(net.params.shape[1])
@@ -186,10 +197,10 @@ class BanditRun:
         """
         rng = np.random.Generator(np.random.PCG64(mix_seed(self.seed, 2, self.step)))
         x, target = self.task.sample(rng, self.task.batch)
-        kernels.forward(self.net, x, self.noise(self.step))
+        self.kernels.forward(self.net, x, self.noise(self.step))
         outputs = self.task.shape[1]
         reward = self.task.reward(self.net.units[kernels.VALUE, :, -outputs:], target)
-        kernels.signals(self.net, x, self.rule, self.task.temperature is None and self.learner != "reinforce")
+        self.kernels.signals(self.net, x, self.rule, self.task.temperature is None and self.learner != "reinforce")
         self.gradient[:] = 0
         updates.accumulate(self.net, x, self.gradient, self.task.weights(self.net, self.learner, x, target, reward))
         self.step += 1
@@ -305,5 +316,5 @@ class Regression(Bandit):
 def outputs_without_noise(net: kernels.Net, x: np.ndarray) -> np.ndarray:
     """Outputs (count, outputs) with every hidden unit at its mean: probabilities, or numbers."""
     quiet = deterministic(net, len(x))
-    kernels.forward(quiet, x, np.zeros((len(x), net.units.shape[2])))
+    batch.forward(quiet, x, np.zeros((len(x), net.units.shape[2])))
     return quiet.units[kernels.MEAN, :, -int(net.sizes[-1]) :]

@@ -1,43 +1,42 @@
-"""``Control``: MAP propagation, backprop and REINFORCE control a gymnasium environment, with several seeds each.
+"""``Control``: MAP propagation (also asynchronous), backprop and REINFORCE control a gymnasium environment, several seeds each.
 
-All three are actor-critics with eligibility traces (Chung 2020, arXiv:2010.07893), with the same initial weights, seeds of
-episodes, variances and learning rates; they differ in the error signal of hidden units. Backprop's hidden units are
-deterministic. REINFORCE is MAP propagation without relaxation: each unit follows its own score. Its critic's scores are
-weighted by A - b, where b is the output with all units at their means: an unbiased estimate of the gradient of E[A].
+All are actor-critics with eligibility traces (Chung 2020, arXiv:2010.07893), with the same initial weights and seeds of
+episodes; they differ in the error signal of hidden units. Variances and learning rates are the same, or each learner's own
+(``tuned``). Backprop's hidden units are deterministic, or stochastic and reparametrised. REINFORCE is MAP propagation without
+relaxation: each unit follows its own score. Its critic's scores are weighted by A - b, where b is the output with all units at
+their means: an unbiased estimate of the gradient of E[A].
 """
 
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
 
+from spikeprop.errors import RecipeError
 from spikeprop.evaluate import Report
 from spikeprop.experiment.context import Context
 from spikeprop.plugins.map_propagation import kernels
 from spikeprop.plugins.map_propagation.environments import Environments, as_published, centred, make
-from spikeprop.plugins.map_propagation.network import LEARNERS, Noise, TeamSettings, check_learners, make_net
+from spikeprop.plugins.map_propagation.network import LEARNERS, Learner, Noise, TeamSettings, check_learners, make_net
 from spikeprop.plugins.map_propagation.pictures import draw
 from spikeprop.plugins.map_propagation.progress import Progress
+from spikeprop.plugins.map_propagation.published import compared
 from spikeprop.plugins.map_propagation.spaces import Actions, Observations
 from spikeprop.plugins.map_propagation.statistics import curve, differences, rows, summary
+from spikeprop.plugins.map_propagation.step import noise_width
 from spikeprop.plugins.map_propagation.training import ActorCritic, evaluate
+from spikeprop.plugins.map_propagation.tuning import Tuned
+from spikeprop.plugins.map_propagation.vector import VectorEnvironments
 from spikeprop.plugins.reports import save_report
 from spikeprop.runtime.checks import not_negative, positive
 from spikeprop.runtime.progress import bar
 
-Learner = Literal["map", "backprop", "reinforce"]
 MAPPINGS = {"centred": centred, "published": as_published}
 SMOKE_EPISODES = 4
-# mean return over complete runs, 10 seeds: MAP from the README of the author's code, the others from a notebook in a fork of it
-PUBLISHED = {
-    "CartPole-v1": {"map": 459.70, "backprop": 458.96, "reinforce": 47.29},
-    "Acrobot-v1": {"map": -100.29, "backprop": -106.29, "reinforce": -148.42},
-    "LunarLander-v3": {"map": 127.88, "backprop": 104.92, "reinforce": -62.05},
-    "MountainCarContinuous-v0": {"map": 39.45, "backprop": 4.30, "reinforce": -35.52},
-}
+PRECISIONS = {"double": np.float64, "single": np.float32}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,9 +48,13 @@ class Control:
         environment: name in gymnasium; its actions are discrete (or combinations), or continuous.
         episodes: number of episodes of each run.
         seeds: number of runs of each learner.
-        actor, critic: settings of the two networks.
+        actor, critic: settings of the two networks, for all learners.
+        tuned: what differs for one learner.
         hidden: widths of the hidden layers of both networks.
-        environments: number of parallel environments in one run; their gradients are averaged.
+        environments: number of parallel environments in one run; their gradients are averaged. From 16 on their networks are
+            computed together.
+        vector: step the environments by gymnasium's vector API, which is fast where the environment has a vectorised version.
+        precision: of the networks; "single" is faster for many environments.
         discount: discount factor of rewards.
         temperature: temperature of the softmax over actions.
         iterations, step: iterations and step size of MAP propagation's relaxation; the step is relative to a layer's variance. It
@@ -71,8 +74,11 @@ class Control:
     seeds: int = 10
     actor: TeamSettings
     critic: TeamSettings
+    tuned: Tuned = field(default_factory=Tuned)
     hidden: list[int]
     environments: int = 1
+    vector: bool = False
+    precision: Literal["double", "single"] = "double"
     discount: float = 0.98
     temperature: float = 1.0
     iterations: int = 20
@@ -95,6 +101,10 @@ class Control:
             raise ValueError(f"hidden is {self.hidden}; name at least one layer, with a positive width")
         self.actor.check(len(self.hidden) + 1, "actor")
         self.critic.check(len(self.hidden) + 1, "critic")
+        for learner in LEARNERS:
+            own = self.tuned.of(learner)
+            own.actor.of(self.actor).check(len(self.hidden) + 1, f"tuned.{learner}.actor")
+            own.critic.of(self.critic).check(len(self.hidden) + 1, f"tuned.{learner}.critic")
 
     def check(self, *, here: bool = False) -> None:
         """Check that the environment can be made, if gymnasium is installed.
@@ -103,16 +113,20 @@ class Control:
             here: require gymnasium, as a run does.
 
         Raises:
-            RecipeError: an unknown environment, or an unsupported space of actions or observations.
+            RecipeError: an unknown environment, an unsupported space of actions or observations, or a bonus for the entropy of
+                continuous actions.
             MissingDataError: gymnasium or Box2D is not installed.
         """
         from importlib.util import find_spec
 
         if here or find_spec("gymnasium") is not None:
             environment = make(self.environment)
-            Actions(environment.action_space)
+            actions = Actions(environment.action_space)
             Observations(environment.observation_space)
             environment.close()
+            self._check_entropy(actions.discrete)
+            if self.vector:
+                self._world(self.seed).close()
 
     def smoke(self) -> Control:
         """The same experiment with two seeds and few episodes."""
@@ -134,7 +148,7 @@ class Control:
             "window": window,
             "learners": {name: self._describe(runs[name], histories[name], window) for name in self.learners},
             "difference": differences(histories),
-            "published": PUBLISHED.get(self.environment, {}),
+            "published": compared(self.environment, {name: found.mean(1).tolist() for name, found in histories.items()}),
         }
         return save_report(
             context,
@@ -145,18 +159,37 @@ class Control:
 
     def start(self, learner: str, seed: int) -> ActorCritic:
         """A new run."""
-        world = Environments(self.environment, self.environments, seed, MAPPINGS[self.actions])
-        temperature = self.temperature if world.discrete else None
+        world, own = self._world(seed), self.tuned.of(learner)
+        self._check_entropy(world.discrete)
+        learners = own.critic_learner or learner, learner
+        temperature = (own.temperature or self.temperature) if world.discrete else None
+        teams = own.critic.of(self.critic), own.actor.of(self.actor)
         nets = [
             make_net(
-                [world.inputs, *self.hidden, outputs], team, learner=learner, seed=2 * seed + number, batch=self.environments,
-                temperature=temperature if number else None, discount=self.discount,
+                [world.inputs, *self.hidden, outputs], team, learner=name, seed=2 * seed + number, batch=self.environments,
+                temperature=temperature if number else None, discount=self.discount, dtype=PRECISIONS[self.precision],
             )
-            for number, (team, outputs) in enumerate(((self.critic, 1), (self.actor, world.actions)))
+            for number, (team, outputs, name) in enumerate(zip(teams, (1, world.actions), learners))
         ]  # fmt: skip
-        rule = kernels.Rule(LEARNERS[learner], self.iterations, self.step, self.discount, self.anneal)
-        noise = Noise(seed, (self.environments, sum(net.units.shape[2] for net in nets)))
-        return ActorCritic(nets[0], nets[1], rule, world, noise, self.reward_limit)
+        rules = [
+            kernels.Rule(LEARNERS[name], self.iterations, self.step, self.discount, self.anneal, own.entropy if number else 0.0)
+            for number, name in enumerate(learners)
+        ]
+        noise = Noise(seed, (self.environments, sum(noise_width(net, rule) for net, rule in zip(nets, rules))))
+        return ActorCritic(nets[0], rules[0], nets[1], rules[1], world, noise, self.reward_limit)
+
+    def _world(self, seed: int) -> Environments | VectorEnvironments:
+        kind = VectorEnvironments if self.vector else Environments
+        return kind(self.environment, self.environments, seed, MAPPINGS[self.actions])
+
+    def _check_entropy(self, discrete: bool) -> None:
+        """Raises RecipeError if a learner shall raise the entropy of continuous actions."""
+        for learner in self.learners:
+            if self.tuned.of(learner).entropy and not discrete:
+                raise RecipeError(
+                    f"tuned.{learner}.entropy: {self.environment} has continuous actions, whose noise (the last of "
+                    "actor.variances) is fixed, so there is no entropy to learn; leave it out and raise that variance"
+                )
 
     def _learn(self, learner: str, context: Context) -> dict[str, Any]:
         progress = Progress(context.folder.path / f"{learner}.safetensors")

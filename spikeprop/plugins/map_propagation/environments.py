@@ -89,8 +89,12 @@ class Environments:
         self.truncated[e], self.started[e] = truncated and not terminated, False
 
 
-def make(name: str) -> Any:
-    """Make a gymnasium environment.
+def make(name: str, count: int | None = None) -> Any:
+    """Make a gymnasium environment, or ``count`` of them as a vector environment.
+
+    Args:
+        name: name in gymnasium; "module:Name-v0" imports the module first, which registers an environment of one's own.
+        count: number of environments; None for a plain environment.
 
     Raises:
         MissingDataError: gymnasium, or a package that this environment needs, is not installed.
@@ -103,11 +107,17 @@ def make(name: str) -> Any:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about newer versions, and from pygame's imports
-            return gymnasium.make(name, disable_env_checker=True)
+            if count is None:
+                return gymnasium.make(name, disable_env_checker=True)
+            return gymnasium.make_vec(name, num_envs=count)
     except gymnasium.error.DependencyNotInstalled as error:
         raise MissingDataError(f"{name} needs Box2D; in the repository: pip install ./hardware '.[rl]' ({error})") from error
     except gymnasium.error.Error as error:
         raise RecipeError(f"environment: gymnasium cannot make {name!r}: {error}") from error
+    except ModuleNotFoundError as error:
+        raise RecipeError(
+            f"environment: the module of {name!r} cannot be imported ({error}); run in the folder that contains it, or install it"
+        ) from error
 
 
 def centred(output: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarray:

@@ -13,11 +13,12 @@ from typing import Any, NamedTuple
 import numpy as np
 from numba import njit
 
-MAP, BACKPROP, REINFORCE = 0, 1, 2  # learners
+MAP, BACKPROP, REINFORCE, ASYNCHRONOUS = 0, 1, 2, 3  # learners
 SOFTMAX, GAUSSIAN = 0, 1  # outputs
 VARIANCE, DEVIATION, RATE, FINAL_RATE = 0, 1, 2, 3  # columns of Net.layers
-MEAN, SLOPE, VALUE, ERROR = 0, 1, 2, 3  # rows of Net.units
+MEAN, SLOPE, VALUE, ERROR, VELOCITY = 0, 1, 2, 3, 4  # rows of Net.units
 WEIGHT, FIRST_MOMENT, SECOND_MOMENT = 0, 1, 2  # rows of Net.params
+LEAST_PROBABILITY = 1e-300  # below it p log p is 0
 LEAST_GAP = 1e-6  # lower bound of the critic's |A - mean A| in standard deviations; below it the quotient is meaningless
 
 # Sums may be reordered, so that they can be vectorised; NaN and infinity keep their meaning, so that a collapse is detected.
@@ -34,10 +35,10 @@ class Net(NamedTuple):
         layers: (L, 4) variance, deviation of the noise (0: deterministic), learning rate at the start and at the end.
         params: (3, P) parameters and Adam's two moments.
         trace: (E, P) eligibility.
-        units: (4, E, U) mean, slope of the activation, value, error signal.
+        units: (5, E, U) mean, slope of the activation, value, error signal, velocity of the value (asynchronous only).
         output: SOFTMAX or GAUSSIAN.
         temperature: temperature of the softmax.
-        decay: decay of the trace, discount * lambda.
+        decay: decay of the trace in a step of the environment, discount * lambda.
     """
 
     sizes: np.ndarray
@@ -51,13 +52,22 @@ class Net(NamedTuple):
 
 
 class Rule(NamedTuple):
-    """How a network learns: MAP, BACKPROP or REINFORCE; iterations and step of the relaxation; discount; annealing steps."""
+    """How a network learns.
+
+    Attributes:
+        learner: MAP, BACKPROP, REINFORCE or ASYNCHRONOUS.
+        iterations, step: of the relaxation.
+        discount: of rewards.
+        anneal: steps until the final learning rates.
+        entropy: weight of the entropy of a softmax output in the objective.
+    """
 
     learner: int
     iterations: int
     step: float
-    discount: float
-    anneal: int
+    discount: float = 0.0
+    anneal: int = 0
+    entropy: float = 0.0
 
 
 @jit
@@ -119,7 +129,7 @@ def _means(net, e, layer, start, first, below):
 
 
 @jit
-def _draw(mean, value, noise):
+def draw(mean, value, noise):
     """Draw an action as a one-hot value; ``noise`` is a standard normal number, and its cumulative probability is uniform."""
     uniform, total, chosen = 0.5 * math.erfc(-noise / math.sqrt(2.0)), 0.0, mean.size - 1
     for i in range(mean.size - 1):
@@ -129,6 +139,16 @@ def _draw(mean, value, noise):
             break
     for i in range(mean.size):
         value[i] = 1.0 if i == chosen else 0.0
+
+
+@jit
+def all_means(net, x, e):
+    """Means and slopes of every layer, given the present values."""
+    start, first, below = 0, 0, x[e]
+    for layer in range(net.sizes.size - 1):
+        n, k = net.sizes[layer], net.sizes[layer + 1]
+        _means(net, e, layer, start, first, below)
+        start, first, below = start + (n + 1) * k, first + k, net.units[VALUE, e, first : first + k]
 
 
 @jit
@@ -148,7 +168,7 @@ def forward(net, x, noise):
             _means(net, e, layer, start, first, below)
             mean, value = net.units[MEAN, e, first : first + k], net.units[VALUE, e, first : first + k]
             if layer == last and net.output == SOFTMAX:
-                _draw(mean, value, noise[e, first])
+                draw(mean, value, noise[e, first])
             else:
                 for i in range(k):
                     value[i] = mean[i] + net.layers[layer, DEVIATION] * noise[e, first + i]
@@ -156,7 +176,7 @@ def forward(net, x, noise):
 
 
 @jit
-def _score(net, e):
+def score(net, e):
     """The error signals of every layer: d log p(value | values below) / d potential."""
     last, first = net.sizes.size - 2, 0
     for layer in range(last + 1):
@@ -171,26 +191,32 @@ def _score(net, e):
 
 
 @jit
-def _relax(net, e, iterations, step):
-    """Gradient steps of all hidden layers on the energy, with fixed output; then the error signals."""
+def iterate(net, e, step):
+    """One gradient step of all hidden layers on the energy, with fixed output, from the error signals; then all means."""
     last = net.sizes.size - 2
+    start, first = (net.sizes[0] + 1) * net.sizes[1], 0
+    for layer in range(last):
+        k, above = net.sizes[layer + 1], net.sizes[layer + 2]
+        error = net.units[ERROR, e, first + k : first + k + above]
+        variance = net.layers[layer, VARIANCE]
+        for j in range(k):
+            pull = net.units[MEAN, e, first + j] - net.units[VALUE, e, first + j]
+            net.units[VALUE, e, first + j] += step * (pull + variance * _feedback(net.params[WEIGHT], start, j, error))
+        start, first = start + (k + 1) * above, first + k
+    start, first = (net.sizes[0] + 1) * net.sizes[1], 0
+    for layer in range(1, last + 1):  # the first layer's means depend only on the input
+        n = net.sizes[layer]
+        _means(net, e, layer, start, first + n, net.units[VALUE, e, first : first + n])
+        start, first = start + (n + 1) * net.sizes[layer + 1], first + n
+
+
+@jit
+def _relax(net, e, iterations, step):
+    """Iterations of the relaxation; then the error signals."""
     for _ in range(iterations):
-        _score(net, e)
-        start, first = (net.sizes[0] + 1) * net.sizes[1], 0
-        for layer in range(last):
-            k, above = net.sizes[layer + 1], net.sizes[layer + 2]
-            error = net.units[ERROR, e, first + k : first + k + above]
-            variance = net.layers[layer, VARIANCE]
-            for j in range(k):
-                pull = net.units[MEAN, e, first + j] - net.units[VALUE, e, first + j]
-                net.units[VALUE, e, first + j] += step * (pull + variance * _feedback(net.params[WEIGHT], start, j, error))
-            start, first = start + (k + 1) * above, first + k
-        start, first = (net.sizes[0] + 1) * net.sizes[1], 0
-        for layer in range(1, last + 1):  # the first layer's means depend only on the input
-            n = net.sizes[layer]
-            _means(net, e, layer, start, first + n, net.units[VALUE, e, first : first + n])
-            start, first = start + (n + 1) * net.sizes[layer + 1], first + n
-    _score(net, e)
+        score(net, e)
+        iterate(net, e, step)
+    score(net, e)
 
 
 @jit
@@ -222,6 +248,32 @@ def _mean_output(net, x, e):
 
 
 @jit
+def critic_factor(net, e):
+    """1 / (A - mean A) of a Gaussian output, kept finite."""
+    last = net.units.shape[2] - 1
+    gap, least = net.units[VALUE, e, last] - net.units[MEAN, e, last], LEAST_GAP * math.sqrt(net.layers[-1, VARIANCE])
+    return 1.0 / (math.copysign(least, gap) if abs(gap) < least else gap)
+
+
+@jit
+def entropy_signals(net, e, learner):
+    """Error signals of the entropy H of a softmax output: dH / dpotential = -p (log p + H) / temperature.
+
+    Backprop passes them on to the hidden layers; the units of the other learners know only their own entropy, so only the output
+    layer follows it (as in the author's code).
+    """
+    first = net.units.shape[2] - net.sizes[-1]
+    mean, error, entropy = net.units[MEAN, e, first:], net.units[ERROR, e, first:], 0.0
+    net.units[ERROR, e, :first] = 0.0
+    for i in range(mean.size):
+        entropy -= mean[i] * math.log(max(mean[i], LEAST_PROBABILITY))
+    for i in range(mean.size):
+        error[i] = -mean[i] * (math.log(max(mean[i], LEAST_PROBABILITY)) + entropy) / net.temperature
+    if learner == BACKPROP:
+        _backpropagate(net, e)
+
+
+@jit
 def signals(net, x, rule, values):
     """Error signals of all units; ``input * signal`` is added to the eligibility trace.
 
@@ -237,11 +289,10 @@ def signals(net, x, rule, values):
         if rule.learner == MAP:
             _relax(net, e, rule.iterations, rule.step)
         else:
-            _score(net, e)
+            score(net, e)
         factor = 1.0
         if values and rule.learner == MAP:
-            gap, least = net.units[VALUE, e, last] - net.units[MEAN, e, last], LEAST_GAP * math.sqrt(net.layers[-1, VARIANCE])
-            factor = 1.0 / (math.copysign(least, gap) if abs(gap) < least else gap)
+            factor = critic_factor(net, e)
         elif values and rule.learner == REINFORCE:
             factor = net.units[VALUE, e, last] - _mean_output(net, x, e)
         elif values:

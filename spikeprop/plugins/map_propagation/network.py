@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Literal
 
 import numpy as np
 import torch
@@ -15,8 +16,21 @@ from spikeprop.plugins.map_propagation import kernels
 from spikeprop.plugins.map_propagation.reference import StochasticNetwork
 from spikeprop.runtime.seeding import mix_seed
 
-LEARNERS = {"map": kernels.MAP, "backprop": kernels.BACKPROP, "reinforce": kernels.REINFORCE}
-LABELS = {"map": "MAP propagation", "backprop": "backprop", "reinforce": "REINFORCE"}
+Learner = Literal["map", "asynchronous", "backprop", "stochastic", "reinforce"]
+LEARNERS = {
+    "map": kernels.MAP,
+    "asynchronous": kernels.ASYNCHRONOUS,
+    "backprop": kernels.BACKPROP,  # without noise in the hidden units
+    "stochastic": kernels.BACKPROP,  # through the sampled hidden units (reparametrisation)
+    "reinforce": kernels.REINFORCE,
+}
+LABELS = {
+    "map": "MAP propagation",
+    "asynchronous": "asynchronous MAP propagation",
+    "backprop": "backprop",
+    "stochastic": "backprop, stochastic units",
+    "reinforce": "REINFORCE",
+}
 
 
 def check_learners(learners: Sequence[str]) -> None:
@@ -66,25 +80,27 @@ def make_net(
     temperature: float | None,
     discount: float = 0.0,
     with_trace: bool = True,
+    dtype: type = np.float64,
 ) -> kernels.Net:
     """Arrays of a new network: weights uniform within sqrt(6 / (inputs + outputs)) (Glorot), biases zero.
 
     Args:
         sizes: inputs, hidden layers, outputs.
         team: variances, rates, trace.
-        learner: "map", "backprop" (with deterministic hidden units) or "reinforce".
+        learner: a key of ``LEARNERS``; backprop's hidden units have no noise.
         seed: seed of the weights; learners with the same seed start with the same weights.
         batch: number of environments, or images, per call.
         temperature: temperature of a softmax output; None for a Gaussian output.
         discount: the trace decays by discount * lambda.
         with_trace: whether an eligibility trace is allocated.
+        dtype: of the arrays.
     """
     rng = np.random.Generator(np.random.PCG64(mix_seed(seed, 0)))
     rows = []
     for n, k in pairwise(sizes):
         limit = math.sqrt(6 / (n + k))
         rows += [rng.uniform(-limit, limit, n * k), np.zeros(k)]
-    theta = np.concatenate(rows)
+    theta = np.concatenate(rows).astype(dtype)
     layers = np.zeros((len(sizes) - 1, 4))
     layers[:, kernels.VARIANCE] = team.variances
     layers[:, kernels.DEVIATION] = np.sqrt(team.variances)
@@ -96,8 +112,8 @@ def make_net(
         sizes=np.array(sizes, dtype=np.int64),
         layers=layers,
         params=np.stack([theta, np.zeros_like(theta), np.zeros_like(theta)]),
-        trace=np.zeros((batch if with_trace else 1, theta.size)),
-        units=np.zeros((4, batch, sum(sizes[1:]))),
+        trace=np.zeros((batch if with_trace else 1, theta.size), dtype),
+        units=np.zeros((5, batch, sum(sizes[1:])), dtype),
         output=kernels.GAUSSIAN if temperature is None else kernels.SOFTMAX,
         temperature=1.0 if temperature is None else float(temperature),
         decay=float(discount * team.trace),
@@ -108,7 +124,7 @@ def deterministic(net: kernels.Net, batch: int = 1) -> kernels.Net:
     """The same parameters without noise, for ``batch`` inputs."""
     layers = net.layers.copy()
     layers[:, kernels.DEVIATION] = 0
-    return net._replace(layers=layers, units=np.zeros((4, batch, net.units.shape[2])))
+    return net._replace(layers=layers, units=np.zeros((5, batch, net.units.shape[2]), net.units.dtype))
 
 
 def as_team(net: kernels.Net) -> StochasticNetwork:

@@ -77,6 +77,12 @@ class Actions:
         found = np.reshape(np.unravel_index(choice, self._sizes), self._space.shape)
         return (found + getattr(self._space, "start", 0)).astype(self._space.dtype)
 
+    def together(self, choices: list[Any]) -> np.ndarray:
+        """The actions of several choices as one array."""
+        if self._kind == "Discrete":
+            return np.array(choices) + int(self._space.start)
+        return np.array([self.action(one) for one in choices])
+
     def _boxed(self, output: np.ndarray) -> np.ndarray:
         assert self._mapping is not None
         if self._bounded.all():

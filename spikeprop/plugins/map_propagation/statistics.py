@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from spikeprop.evaluate.intervals import in_words, mean_interval
+from spikeprop.plugins.map_propagation import published
 from spikeprop.plugins.map_propagation.network import LABELS
 
 CURVE_POINTS = 60
@@ -49,9 +50,8 @@ def rows(values: dict[str, Any], quantity: str) -> list[tuple[str, str]]:
         "without_noise": "without noise, after training",
     }
     for name, learner in values["learners"].items():
-        published = values["published"].get(name)
-        published_text = "" if published is None else f"   published {published:.2f}"
-        found.append((f"{LABELS[name]}, mean {quantity}", in_words(learner["whole_run"]) + published_text))
+        theirs = published.in_words(values["published"].get(name))
+        found.append((f"{LABELS[name]}, mean {quantity}", in_words(learner["whole_run"]) + theirs))
         found += [(f"  {label}", in_words(learner[key])) for key, label in parts.items() if key in learner]
     found += [(f"{label}, paired", in_words(difference)) for label, difference in values["difference"].items()]
     seconds = ", ".join(f"{name} {taken:.0f}" for name, taken in values["seconds"].items())

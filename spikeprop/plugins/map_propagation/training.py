@@ -10,9 +10,11 @@ import torch
 from torch import Tensor
 
 from spikeprop.errors import TrainingCollapsed
-from spikeprop.plugins.map_propagation import kernels, updates
+from spikeprop.plugins.map_propagation import kernels
 from spikeprop.plugins.map_propagation.environments import Environments
 from spikeprop.plugins.map_propagation.network import Noise, deterministic
+from spikeprop.plugins.map_propagation.step import actor_critic_step
+from spikeprop.plugins.map_propagation.vector import VectorEnvironments
 
 EVALUATION_SEED = 10**6  # different from all seeds of training
 
@@ -23,7 +25,7 @@ class ActorCritic:
 
     Attributes:
         critic, actor: the networks.
-        rule: learning rule of both.
+        critic_rule, actor_rule: their learning rules.
         environments: the environments.
         noise: random numbers of a step.
         reward_limit: rewards are clipped to [-limit, limit] for learning; None for no clipping.
@@ -33,9 +35,10 @@ class ActorCritic:
     """
 
     critic: kernels.Net
+    critic_rule: kernels.Rule
     actor: kernels.Net
-    rule: kernels.Rule
-    environments: Environments
+    actor_rule: kernels.Rule
+    environments: Environments | VectorEnvironments
     noise: Noise
     reward_limit: float | None
 
@@ -56,9 +59,9 @@ class ActorCritic:
         reward = world.reward
         if self.reward_limit is not None:
             reward = np.clip(reward, -self.reward_limit, self.reward_limit)
-        updates.actor_critic_step(
-            self.critic, self.actor, self.rule, world.x, self.noise(self.step), reward, world.ended, world.truncated,
-            world.started, self.value, self.step,
+        actor_critic_step(
+            self.critic, self.critic_rule, self.actor, self.actor_rule, world.x, self.noise(self.step), reward, world.ended,
+            world.truncated, world.started, self.value, self.step,
         )  # fmt: skip
         world.step(self.actor.units[kernels.VALUE, :, -world.actions :])
         self.step += 1
@@ -70,7 +73,7 @@ class ActorCritic:
     def tensors(self) -> dict[str, Tensor]:
         """The tensors of the run's state, by name, for ``load``."""
         arrays = {
-            **{f"{name}.{part}": getattr(net, part) for name, net in self._nets() for part in ("params", "trace")},
+            **{f"{name}.{part}": getattr(net, part) for name, net in self._nets() for part in self._parts()},
             "value": self.value,
             "return": self._return,
             "length": self._length,
@@ -86,13 +89,18 @@ class ActorCritic:
     def load(self, tensors: dict[str, Tensor], place: dict[str, Any]) -> None:
         """Restore the state of ``tensors`` and ``place``."""
         for name, net in self._nets():
-            for part in ("params", "trace"):
+            for part in self._parts():
                 getattr(net, part)[...] = tensors[f"{name}.{part}"].numpy()
         self.value[...], self._return[...] = tensors["value"].numpy(), tensors["return"].numpy()
         self._length[...] = tensors["length"].numpy()
         self.returns, self.lengths = tensors["returns"].tolist(), tensors["lengths"].tolist()
         self.step = place["step"]
         self.environments.restore(place["environments"])
+
+    def _parts(self) -> tuple[str, ...]:
+        """What of a network lasts from step to step; the asynchronous learner's units do."""
+        lasting = kernels.ASYNCHRONOUS in (self.critic_rule.learner, self.actor_rule.learner)
+        return ("params", "trace", "units") if lasting else ("params", "trace")
 
     def _nets(self) -> list[tuple[str, kernels.Net]]:
         return [("critic", self.critic), ("actor", self.actor)]

@@ -1,4 +1,4 @@
-"""Parameter updates from the kernels' error signals: eligibility traces, Adam, and the complete step of an actor and a critic."""
+"""Parameter updates from the kernels' error signals: eligibility traces, temporal differences and Adam."""
 
 from __future__ import annotations
 
@@ -15,16 +15,15 @@ from spikeprop.plugins.map_propagation.kernels import (
     SECOND_MOMENT,
     VALUE,
     WEIGHT,
-    forward,
+    entropy_signals,
     jit,
-    signals,
 )
 
 BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8  # Adam's
 
 
 @jit
-def _accumulate(net, x, e, target, decay, weight):
+def accumulate_one(net, x, e, target, decay, weight):
     """target <- decay * target + weight * (input x error signal), for all layers of one environment."""
     start, first, below = 0, 0, x[e]
     for layer in range(net.sizes.size - 1):
@@ -44,7 +43,7 @@ def _accumulate(net, x, e, target, decay, weight):
 def accumulate(net, x, gradient, weight):
     """Without a trace: gradient (P,) += mean over samples of weight (E,) * input * signal."""
     for e in range(x.shape[0]):
-        _accumulate(net, x, e, gradient, 1.0, weight[e] / x.shape[0])
+        accumulate_one(net, x, e, gradient, 1.0, weight[e] / x.shape[0])
 
 
 @jit
@@ -65,36 +64,31 @@ def adam(net, gradient, t, anneal):
 
 
 @jit
-def _learn(net, delta, gradient, t, anneal):
-    """theta <- theta + Adam(mean over environments of delta * trace)."""
-    for p in range(gradient.size):
-        gradient[p] = 0.0
+def _ascend(net, rule, x, ended, delta, t):
+    """theta <- theta + Adam(mean over environments of delta * trace + entropy * dH/dtheta); x with ``ended`` has no action."""
+    gradient = np.zeros(net.params.shape[1])
     for e in range(delta.size):
         share = delta[e] / delta.size
         for p in range(gradient.size):
             gradient[p] += share * net.trace[e, p]
-    adam(net, gradient, t, anneal)
+    if rule.entropy > 0.0:
+        for e in range(delta.size):
+            if not ended[e]:
+                entropy_signals(net, e, rule.learner)
+                accumulate_one(net, x, e, gradient, 1.0, rule.entropy / delta.size)
+    adam(net, gradient, t, rule.anneal)
 
 
 @jit
-def update_trace(net, x, started):
-    """z <- decay * z + input * signal; z starts from zero at the first step of an episode."""
-    for e in range(x.shape[0]):
-        _accumulate(net, x, e, net.trace[e], 0.0 if started[e] else net.decay, 1.0)
+def learn(critic, critic_rule, actor, actor_rule, x, reward, ended, truncated, started, value, t):
+    """Actor and critic follow delta = r + discount * V(s') - V(s) times their traces.
 
-
-@jit
-def actor_critic_step(critic, actor, rule, x, noise, reward, ended, truncated, started, value, t):
-    """One step of actor and critic: act, learn from the last transition, relax, update the traces.
-
-    delta = r + discount * V(s') - V(s), with V(s') = 0 at the end of an episode; delta = 0 if a time limit ended the episode, and
-    at the first step of an episode.
+    V(s') = 0 at the end of an episode; delta = 0 if a time limit ended the episode, and at the first step of an episode.
 
     Args:
-        critic, actor: the networks.
-        rule: learning rule of both.
-        x: (E, inputs) present states; their action is written to the actor's values.
-        noise: (E, U of critic + U of actor) standard normal.
+        critic, actor: the networks, after they have acted in x.
+        critic_rule, actor_rule: their rules.
+        x: (E, inputs) present states.
         reward: (E,) rewards of the last action.
         ended: (E,) whether x is the last state of its episode.
         truncated: (E,) whether a time limit ended it.
@@ -102,20 +96,20 @@ def actor_critic_step(critic, actor, rule, x, noise, reward, ended, truncated, s
         value: (E,) values of the last states; overwritten by those of x.
         t: number of steps so far; the first step does not learn.
     """
-    split = critic.units.shape[2]
-    forward(critic, x, noise[:, :split])
-    forward(actor, x, noise[:, split:])
     delta = np.empty(x.shape[0])
     for e in range(x.shape[0]):
-        now = critic.units[MEAN, e, split - 1]
-        delta[e] = reward[e] + (0.0 if ended[e] else rule.discount * now) - value[e]
+        now = critic.units[MEAN, e, critic.units.shape[2] - 1]
+        delta[e] = reward[e] + (0.0 if ended[e] else critic_rule.discount * now) - value[e]
         if started[e] or truncated[e]:
             delta[e] = 0.0
         value[e] = now
     if t > 0:
-        _learn(critic, delta, np.empty(critic.params.shape[1]), t, rule.anneal)
-        _learn(actor, delta, np.empty(actor.params.shape[1]), t, rule.anneal)
-    signals(critic, x, rule, True)
-    update_trace(critic, x, started)
-    signals(actor, x, rule, False)
-    update_trace(actor, x, started)
+        _ascend(critic, critic_rule, x, ended, delta, t)
+        _ascend(actor, actor_rule, x, ended, delta, t)
+
+
+@jit
+def update_trace(net, x, started):
+    """z <- decay * z + input * signal; z starts from zero at the first step of an episode."""
+    for e in range(x.shape[0]):
+        accumulate_one(net, x, e, net.trace[e], 0.0 if started[e] else net.decay, 1.0)

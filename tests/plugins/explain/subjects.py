@@ -136,12 +136,12 @@ class Causal(nn.Module):
     def __init__(self, filled: bool) -> None:
         super().__init__()
         self.query, self.key, self.out = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 3)
-        self.filled, later = filled, torch.ones(3, 3, dtype=torch.bool).triu(1)
+        self.filled, self.masked_by, later = filled, -torch.inf, torch.ones(3, 3, dtype=torch.bool).triu(1)
         self.register_buffer("later", later if filled else torch.zeros(3, 3).masked_fill(later, -torch.inf))
 
     def forward(self, x: Tensor) -> Tensor:
         scores = self.query(x) @ self.key(x).transpose(1, 2)
-        masked = scores.masked_fill(self.later, -torch.inf) if self.filled else scores + self.later
+        masked = scores.masked_fill(self.later, self.masked_by) if self.filled else scores + self.later
         return self.out((masked.softmax(-1) @ x).sum(1))
 
 
@@ -150,7 +150,41 @@ def causal(filled: bool = False) -> TrainingStep:
     return TrainingStep(name="causal", model=Causal(filled), x=torch.randn(2, 3, 4), y=torch.tensor([0, 2]))
 
 
-EXTRA = {"tokens": tokens, "layers": layers, "arithmetic": arithmetic, "causal": causal}
+class Modern(nn.Module):
+    """What vision and sequence models of today use: SiLU, group-norm, resizing, Einstein sums, attention with dropout, cells."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(2, 4, 1), nn.GroupNorm(2, 4)
+        self.mix, self.places = nn.Parameter(torch.randn(4, 4)), nn.Embedding(4, 4, padding_idx=1)
+        self.lstm, self.gru, self.out = nn.LSTMCell(4, 3), nn.GRUCell(3, 3), nn.Linear(3, 3)
+        self.register_buffer("index", torch.tensor([2, 1, 2]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = F.silu(self.norm(self.conv(x)))
+        h = F.interpolate(F.interpolate(h, size=(5, 4), mode="bilinear"), size=(3, 2))
+        h = torch.einsum("bchw,ck->bhk", h, self.mix)
+        h = torch.where(h > 0.1, h, 0.3 * h) + self.places(self.index)
+        h = F.scaled_dot_product_attention(h, h * 0.5, h, dropout_p=0.4, is_causal=True)
+        state = self.lstm(h[:, 0])
+        return self.out(self.gru(*self.lstm(h[:, 2], state)))
+
+
+def modern() -> TrainingStep:
+    torch.manual_seed(0)
+    return TrainingStep(name="modern", model=Modern(), x=torch.randn(2, 2, 3, 3), y=torch.tensor([0, 2]))
+
+
+def graded() -> TrainingStep:
+    """A converted network whose spikes carry integers; no gradient passes them."""
+    torch.manual_seed(3)
+    ann = sp.MLP(input_shape=(6,), hidden=[5, 4], classes=3)
+    snn = sp.convert(ann, [torch.rand(8, 6)], sp.GradedIF(levels=2), sp.MaxActivation())
+    step = {"x": torch.rand(2, 6), "y": torch.tensor([0, 2]), "timesteps": 3, "training": False}
+    return TrainingStep(name="graded", model=snn, **step)
+
+
+EXTRA = {"tokens": tokens, "layers": layers, "arithmetic": arithmetic, "causal": causal, "modern": modern, "graded": graded}
 ALL = {"mlp": mlp, "residual": residual, "attention": attention, "spiking": spiking}
 
 

@@ -305,7 +305,7 @@ def test_rules_are_compared_and_animated(opened: Opened, tmp_path: Path) -> None
     layers = [torch.nn.Linear(4, 6), torch.nn.Tanh(), torch.nn.Linear(6, 5), torch.nn.Tanh(), torch.nn.Linear(5, 3)]
     subject = TrainingStep(name="v", model=torch.nn.Sequential(*layers), x=torch.randn(4, 4), y=torch.tensor([0, 1, 2, 1]))
     rules: dict[str, Any] = {
-        "relaxation": ActivationRelaxation(iterations=200, loss=CrossEntropy()),
+        "relaxation": ActivationRelaxation(iterations=200, sweep="jacobi", loss=CrossEntropy()),
         "local": Interlocking(cuts=3, reach=1, head=PooledHead()),
     }
     data = explain(subject, tmp_path / "v.html", rules)

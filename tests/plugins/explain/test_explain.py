@@ -130,7 +130,7 @@ def _classifier() -> TrainingStep:
 
 def test_a_relaxation_ends_at_backprops_gradient() -> None:
     subject = _classifier()
-    (shown,) = variants(subject, trace_step(subject), {"AR": ActivationRelaxation(iterations=400)})
+    (shown,) = variants(subject, trace_step(subject), {"AR": ActivationRelaxation(iterations=400, sweep="jacobi")})
     assert all(layer["angle"] < 1e-3 and abs(layer["ratio"] - 1) < 1e-6 for layer in shown["layers"])
     angles = [frame["layers"][0]["angle"] for frame in shown["frames"]]
     assert angles[0] > 10  # no information has reached the first layer after one sweep
@@ -140,14 +140,16 @@ def test_a_relaxation_ends_at_backprops_gradient() -> None:
 
 def test_interlocking_names_whose_loss_each_segment_follows() -> None:
     subject = _classifier()
-    rules = {reach: Interlocking(cuts=3, reach=reach, head=PooledHead()) for reach in (1, 2, None)}
-    local, pairwise, whole = variants(subject, trace_step(subject), {str(reach): rule for reach, rule in rules.items()})
+    rules = {reach: Interlocking(cuts=3, reach=reach, head=PooledHead(), combine="furthest") for reach in (1, 2, None)}
+    rules[3] = Interlocking(cuts=3, reach=2, head=PooledHead())
+    local, pairwise, whole, mean = variants(subject, trace_step(subject), {str(reach): rule for reach, rule in rules.items()})
     assert [s["follows"] for s in local["segments"]] == ["the head after 0", "the head after 2", "the network's own loss"]
     assert [s["follows"] for s in pairwise["segments"]] == [
         "the head after 2",
         "the network's own loss",
         "the network's own loss",
     ]
+    assert mean["segments"][0]["follows"] == "the mean of the head after 0 and the head after 2"
     assert all(layer["angle"] < 1e-4 for layer in whole["layers"])  # a reach of all segments is backpropagation
     assert local["layers"][0]["angle"] > 5 > 1e-4 > local["layers"][2]["angle"]
 

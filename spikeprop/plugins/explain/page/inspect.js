@@ -4,7 +4,7 @@
 const VERDICTS = {
   agrees: ["✓ finite differences agree", "good"],
   differs: ["✗ finite differences differ", "bad"],
-  kink: ["∧ no derivative here: the one-sided derivatives differ", "fair"],
+  kink: ["∧ a kink: the backward pass lies between the one-sided derivatives", "fair"],
   surrogate: ["~ surrogate: replaces a derivative that is 0 almost everywhere", "fair"],
 };
 

@@ -53,12 +53,14 @@ function weightsOfValues(inputs, s) {
   return softmaxRows(map(product(q, k, false, true), (v, i) => (later(i) ? -Infinity : v * s.scale)));
 }
 
+// With dropout, s.factor has what each weight of a value is multiplied by.
+const remaining = (p, s) => (s.factor ? map(p, (v, i) => v * s.factor[i]) : p);
 const attention = {
-  forward: (inputs, s) => [product(weightsOfValues(inputs, s), named(inputs, s)[2], false, false)],
+  forward: (inputs, s) => [product(remaining(weightsOfValues(inputs, s), s), named(inputs, s)[2], false, false)],
   backward: ([up], inputs, out, s) => {
     const [q, k, v] = named(inputs, s), p = weightsOfValues(inputs, s);
-    const scores = map(softmaxShare(p, product(up, v, false, true)), (x) => x * s.scale);
-    return place([product(scores, k, false, false), product(scores, q, true, false), product(p, up, true, false)], inputs, s);
+    const scores = map(softmaxShare(p, remaining(product(up, v, false, true), s)), (x) => x * s.scale);
+    return place([product(scores, k, false, false), product(scores, q, true, false), product(remaining(p, s), up, true, false)], inputs, s);
   },
 };
 
