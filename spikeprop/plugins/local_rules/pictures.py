@@ -30,6 +30,7 @@ def draw(values: Mapping[str, Any], path: Path) -> None:
     accuracy.set(xlabel="accuracy (%)", title=values["name"])
     for layer, axis in zip(layers, angles):
         axis.set(title=layer, xlabel="epoch", ylim=(0, 120), ylabel="degrees to backprop" if layer == layers[0] else None)
-    angles[-1].legend(fontsize=6)
+    if angles and angles[-1].lines:
+        angles[-1].legend(fontsize=6)
     cost.set(xlabel="time of a gradient / backprop", ylabel="memory / backprop", title="cost")
     save_figure(figure, path, accuracy, *angles, cost)

@@ -8,7 +8,7 @@ from the forward pass, where all errors are 0. With e_s = mu_s - v_s, and e_outp
 
     dF/dv_s = -e_s + sum over readers r of (dmu_r/dv_s)^T e_r,      dF/dtheta_s = (dmu_s/dtheta_s)^T e_s.
 
-With fixed predictions (Millidge, Tschantz & Buckley 2020, arXiv:2006.04182, section 2.1) mu and its derivatives stay those of the
+With fixed predictions (Millidge, Tschantz & Buckley 2020, arXiv:2006.04182) mu and its derivatives stay those of the
 forward pass, the errors follow the dynamics of ``relax``, and their fixed point is backprop's adjoint exactly. Otherwise it is
 that to first order in the loss's weight w (Millidge et al. 2022, arXiv:2206.02629). The gradient is divided by w.
 """
