@@ -33,6 +33,7 @@ _MODULES: dict[str, str] = {
     "RIFLE": "rifle",
     "ReadoutOnly": "local_rules",
     "RuleComparison": "comparison",
+    "RulesCompared": "local_rules.compared",
     "TargetPropagation": "local_rules",
     "TokenHead": "interlocking",
     "Transfer": "rifle",

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -22,7 +22,7 @@ from spikeprop.errors import RecipeError, TrainingCollapsed
 from spikeprop.evaluate import Report
 from spikeprop.experiment.context import Context
 from spikeprop.experiment.settings import check_optimizer
-from spikeprop.learn import LearningRule, ProgressBar, Schedule, drop_progress, fit
+from spikeprop.learn import Callback, LearningRule, ProgressBar, Schedule, drop_progress, fit
 from spikeprop.plugins.pictures import draw_curves
 from spikeprop.plugins.reports import check_arms, progress_file, report_arms
 from spikeprop.recipe import Component
@@ -49,6 +49,7 @@ class RuleComparison:
         arms: learning rule of each arm, by name.
         baseline: the arm that the other arms are compared with.
         epochs, batch_size, lr, weight_decay: settings of the training.
+        rates: learning rate of an arm, by name, where it is not ``lr``.
         device: "auto", "cpu" or "cuda".
     """
 
@@ -63,12 +64,22 @@ class RuleComparison:
     batch_size: int = 64
     lr: float = 1e-2
     weight_decay: float = 0.0
+    rates: dict[str, float] = field(default_factory=dict)
     device: str = "auto"
 
     def __post_init__(self) -> None:
         check_arms(self)
         check_optimizer(self.optimizer)
         positive(self, "epochs", "batch_size", "lr")
+        for name, rate in self.rates.items():
+            if name not in self.rules():
+                raise ValueError(f"rates: {name!r} is not an arm; arms: {', '.join(self.rules())}")
+            if not rate > 0:
+                raise ValueError(f"rates: that of {name!r} is {rate}; it must be positive")
+
+    def rules(self) -> dict[str, Component[LearningRule]]:
+        """The learning rule of every arm that is trained."""
+        return self.arms
 
     def check(self, *, here: bool = False) -> None:
         """Build all components, and prepare each rule for the network.
@@ -86,7 +97,7 @@ class RuleComparison:
         for arm in self.arms.values():
             rule = arm.build()
             rule.prepare(ann, x)
-            self._optimizer(rule, ann)
+            self._optimizer(self.baseline, rule, ann)
         self.schedule.build()
         if here:
             find_device(self.device)
@@ -99,12 +110,7 @@ class RuleComparison:
     def run(self, context: Context) -> Report:
         """Run every arm and seed; finished ones are read from the folder."""
         self.check(here=True)
-        found: dict[str, list[dict[str, Any]]] = {name: [] for name in self.arms}
-        for seed in self.seeds:  # outer loop, so that an unfinished run has all arms of its finished seeds
-            for name in self.arms:
-                found[name].append(
-                    context.folder.stage(f"{name}.{seed}", lambda n=name, s=seed: self._train(n, s, context), distributed=True)
-                )
+        found = self.trained(context)
         report = report_arms(found, self.baseline, context, seeds=self.seeds, epochs=self.epochs)
         histories = {name: [one["history"] for one in runs if "history" in one] for name, runs in found.items()}
         measured = {
@@ -114,13 +120,23 @@ class RuleComparison:
             draw_curves(measured, {"loss": "training loss", **MEASURED}, context.folder.path / "curves.png")
         return report
 
+    def trained(self, context: Context) -> dict[str, list[dict[str, Any]]]:
+        """Results of every arm, in the order of seeds."""
+        found: dict[str, list[dict[str, Any]]] = {name: [] for name in self.rules()}
+        for seed in self.seeds:  # outer loop, so that an unfinished run has all arms of its finished seeds
+            for name in found:
+                found[name].append(
+                    context.folder.stage(f"{name}.{seed}", lambda n=name, s=seed: self._train(n, s, context), distributed=True)
+                )
+        return found
+
     def _train(self, name: str, seed: int, context: Context) -> dict[str, Any]:
         group = context.folder.processes
         data, device = self.data.build(), group.device(find_device(self.device))
         seed_torch(seed, 1)
-        model = self.ann.build().to(device)
+        model = self.network(name, data).to(device)
         batches = data.train(self.batch_size, seed)
-        rule = self.arms[name].build()
+        rule = self.rules()[name].build()
         seed_torch(seed, 2)  # the rule's random numbers do not change the network's weights
         rule.prepare(model, next(batches.epoch(0))[0].to(device))
         progress = progress_file(context, name, seed)
@@ -130,27 +146,50 @@ class RuleComparison:
                 model,
                 rule,
                 batches,
-                self._optimizer(rule, model),
+                self._optimizer(name, rule, model),
                 epochs=self.epochs,
                 schedule=self.schedule.build(),
                 seed=seed,
-                callbacks=[ProgressBar(None if group.rank else f"{name}, seed {seed}"), *context.watchers(f"{name}.{seed}")],
+                callbacks=[
+                    ProgressBar(None if group.rank else f"{name}, seed {seed}"),
+                    *self.observers(name, rule, data, device),
+                    *context.watchers(f"{name}.{seed}"),
+                ],
                 checkpoint=progress,
                 processes=group,
                 checkpoint_seconds=context.save_every,
             )
-            result["history"] = [{k: v for k, v in epoch.items() if k in ("loss", "accuracy", *MEASURED)} for epoch in history]
-            result["last_epoch"] = {key: value for key, value in history[-1].items() if key not in ("seconds", "lr")}
+            result |= self.kept(history)
         except TrainingCollapsed as error:  # a result: the present network is evaluated
             context.notify(f"{name}, seed {seed}: {error}")
             result["collapsed"] = str(error)
-        tested = accuracy_and_loss(model, ((x.to(device), y.to(device)) for x, y in data.test(500).epoch(0)))
+        tested = self.tested(name, model, data, device)
         if context.writes:
             drop_progress(progress)
         return {**tested, **result, "parameters": sum(p.numel() for p in model.parameters())}
 
-    def _optimizer(self, rule: LearningRule, model: nn.Module) -> Optimizer:
-        return self.optimizer.build(rule.param_groups(model), lr=self.lr, weight_decay=self.weight_decay)
+    def network(self, name: str, data: LabelledData) -> nn.Module:
+        """The network of an arm, as its training begins."""
+        return self.ann.build()
+
+    def observers(self, name: str, rule: LearningRule, data: LabelledData, device: torch.device) -> list[Callback]:
+        """Callbacks of an arm's training."""
+        return []
+
+    def kept(self, history: list[dict[str, Any]]) -> dict[str, Any]:
+        """What the report keeps of a training."""
+        return {
+            "history": [{k: v for k, v in epoch.items() if k in ("loss", "accuracy", *MEASURED)} for epoch in history],
+            "last_epoch": {key: value for key, value in history[-1].items() if key not in ("seconds", "lr")},
+        }
+
+    def tested(self, name: str, model: nn.Module, data: LabelledData, device: torch.device) -> dict[str, Any]:
+        """Figures of a trained network, with its "accuracy" in percent."""
+        return accuracy_and_loss(model, ((x.to(device), y.to(device)) for x, y in data.test(500).epoch(0)))
+
+    def _optimizer(self, name: str, rule: LearningRule, model: nn.Module) -> Optimizer:
+        rate = self.rates.get(name, self.lr)
+        return self.optimizer.build(rule.param_groups(model), lr=rate, weight_decay=self.weight_decay)
 
 
 @torch.no_grad()

@@ -66,8 +66,19 @@ def report_arms(found: Mapping[str, Sequence[Mapping[str, Any]]], baseline: str,
         context: of the run.
         more: further values of the report.
     """
+    arms = arms_of(found, baseline)
+    return save_report(
+        context,
+        {"name": context.name, "baseline": baseline, **more, "arms": arms},
+        lambda _: [(name, arm_in_words(arm, name == baseline)) for name, arm in arms.items()],
+        lambda _, path: draw_arms({name: arm["accuracy"] for name, arm in arms.items()}, baseline, path, context.name),
+    )
+
+
+def arms_of(found: Mapping[str, Sequence[Mapping[str, Any]]], baseline: str) -> dict[str, Values]:
+    """Accuracies of each arm, their mean, the paired differences to the baseline, and the other values of its runs."""
     accuracy = {name: [one["accuracy"] for one in runs] for name, runs in found.items()}
-    arms = {
+    return {
         name: {
             "accuracy": values,
             **mean_interval(values),
@@ -76,15 +87,10 @@ def report_arms(found: Mapping[str, Sequence[Mapping[str, Any]]], baseline: str,
         }
         for name, values in accuracy.items()
     }
-    return save_report(
-        context,
-        {"name": context.name, "baseline": baseline, **more, "arms": arms},
-        lambda _: [(name, _in_words(arm, name == baseline)) for name, arm in arms.items()],
-        lambda _, path: draw_arms(accuracy, baseline, path, context.name),
-    )
 
 
-def _in_words(arm: Values, is_baseline: bool) -> str:
+def arm_in_words(arm: Values, is_baseline: bool) -> str:
+    """The mean of an arm with its interval, and the difference to the baseline."""
     text = in_words(arm, unit=" %")
     collapsed = sum("collapsed" in one for one in arm["runs"])
     text += f", {collapsed} of {arm['n']} collapsed" if collapsed else ""

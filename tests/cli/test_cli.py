@@ -468,6 +468,7 @@ SMOKE = {
     "python": None,
     "ldbp": None,
     "aad": None,
+    "rules": None,
     "fashion": "FashionMNIST",
     "cifar10": "cifar-10-batches-py",
     "cifar100": "cifar-100-python",
@@ -476,8 +477,9 @@ SMOKE = {
 ALSO = {"digits_on_photographs_unet": ("MNIST", "cifar-10-batches-py")}  # of recipes whose first word does not say it
 LARGE = {  # for Lava
     "cifar10_resnet20_light", "cifar10_resnet20_signed", "cifar10_vgg5_stdb", "cifar10_resnet8_stdb", "dvs_gesture_cnn",
-    "fashion_mnist_snn_direct", "nmnist_cnn", "shd_rsnn",
+    "fashion_mnist_snn_direct", "nmnist_cnn", "shd_rsnn", "digits_cnn_pc", "digits_snn_eprop",
 }  # fmt: skip
+SIBLINGS = {f"digits_cnn_{rule}" for rule in ("ep", "fa", "dfa", "dtp", "ff")}  # digits_cnn_pc by another rule
 SHALLOW = {  # in place of networks of up to 34 million weights, which test-slow runs
     "cifar10_vgg16_stdb": "ann.depth=5",
     "cifar10_vgg16_qcfs": "ann.depth=5",
@@ -496,6 +498,7 @@ RECIPES = sorted(recipe_folder().glob("*.yaml"))
 
 # test_map_tasks.py has those that need gymnasium
 HERE = [f for f in RECIPES if not f.stem.startswith(("imagenet", "map"))]
+MARKED = [pytest.param(f, marks=[pytest.mark.slow] if f.stem in SIBLINGS else []) for f in HERE]
 
 
 @pytest.fixture(scope="module")
@@ -514,7 +517,7 @@ def files_read_once() -> Iterator[None]:
         yield
 
 
-@pytest.mark.parametrize("file", HERE, ids=lambda f: f.stem)
+@pytest.mark.parametrize("file", MARKED, ids=lambda f: f.stem)
 def test_every_recipe_smokes(file: Path, request: pytest.FixtureRequest, tmp_path: Path, files_read_once: None) -> None:
     kind = file.stem.partition("_")[0]
     folder = SMOKE.get(kind) if kind in GENERATED else SMOKE[kind]

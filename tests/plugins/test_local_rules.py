@@ -44,9 +44,9 @@ LABELS = torch.arange(6) % 5
 
 def cnn(**settings: Any) -> nn.Module:
     torch.manual_seed(1)
-    return CNN(
-        input_shape=(1, 8, 8), classes=5, plan=[4, "A", 4], hidden=[8], **{"dropout": 0.0, "hidden_dropout": 0.0} | settings
-    )
+    settings.setdefault("dropout", 0.0)
+    settings.setdefault("hidden_dropout", 0.0)
+    return CNN(input_shape=(1, 8, 8), classes=5, plan=[4, "A", 4], hidden=[8], **settings)
 
 
 def mlp(*widths: int, act: type[nn.Module] = nn.Tanh, bias: bool = True) -> nn.Sequential:
@@ -112,8 +112,8 @@ def test_predictive_coding_descends_its_energy_by_hand() -> None:
     model = nn.Sequential(nn.Linear(1, 1, bias=False), nn.Linear(1, 1, bias=False)).double()
     a, b, x, t = 0.7, -1.3, 2.0, 0.4
     with torch.no_grad():
-        model[0].weight.fill_(a)
-        model[1].weight.fill_(b)
+        model.get_parameter("0.weight").fill_(a)
+        model.get_parameter("1.weight").fill_(b)
 
     @dataclasses.dataclass(frozen=True, kw_only=True)
     class Half(Loss):
@@ -157,7 +157,7 @@ def test_equilibrium_propagation_is_the_gradient_at_the_fixed_point(gamma: float
     """For beta -> 0, against implicit differentiation: an error of beta^2 by two nudged phases, of beta by one."""
     model = mlp(4, 5, 3, 5).double()
     with torch.no_grad():
-        model[2].weight.mul_(0.7)  # type: ignore[operator]
+        model.get_parameter("2.weight").mul_(0.7)
     x = torch.rand(3, 4, generator=torch.Generator().manual_seed(5)).double()
     expected = equilibrium(model, x, gamma)
 
@@ -180,7 +180,7 @@ def test_equilibrium_propagation_is_backprop_for_weak_feedback() -> None:
 def test_states_that_do_not_settle_are_refused() -> None:
     model = mlp(4, 30, 30, 5, act=nn.ReLU)
     with torch.no_grad():
-        model[2].weight.mul_(5)  # type: ignore[operator]
+        model.get_parameter("2.weight").mul_(5)
     with pytest.raises(TrainingCollapsed, match="no equilibrium to compare: lower feedback"):
         EquilibriumPropagation(feedback=1.0).step(model, torch.rand(3, 4), LABELS[:3])
     with pytest.raises(TrainingCollapsed, match="do not settle: lower step_size"):
@@ -228,23 +228,23 @@ def test_target_propagation_by_transposed_weights_is_backprop() -> None:
     rule.prepare(model, x.double())
     inverse = rule.own["2"].linear
     assert isinstance(inverse, nn.Linear)
-    middle, last = model[2].weight.detach(), model[4].weight.detach()
+    middle, last = model.get_parameter("2.weight").detach(), model.get_parameter("4.weight").detach()
     with torch.no_grad():
-        inverse.weight.copy_(middle.T)  # type: ignore[operator]
+        inverse.weight.copy_(middle.T)
     assert apart(gradients(rule, model, x, LABELS), backprop(model, x, LABELS)) < 1e-10
     with torch.no_grad():
         inverse.weight.copy_(torch.linalg.inv(middle))  # type: ignore[arg-type]
     first, *_ = gradients(rule, model, x, LABELS)
     error = (model(x.double()).softmax(1) - nn.functional.one_hot(LABELS, 5)).detach() / 6
-    assert torch.allclose(first, torch.linalg.solve(middle, last.T @ error.T) @ x.double())  # type: ignore[arg-type, operator]
+    assert torch.allclose(first, torch.linalg.solve(middle, last.T @ error.T) @ x.double())
 
 
 def test_an_inverse_learns_to_invert() -> None:
     """Of y = 2 x its weight becomes nearly 1/2; the noise of its training pulls it by nothing, as the layer is exact."""
     model = nn.Sequential(nn.Linear(1, 1, bias=False), nn.Linear(1, 1, bias=False), nn.Linear(1, 2))
     with torch.no_grad():
-        model[0].weight.fill_(1.0)
-        model[1].weight.fill_(2.0)
+        model.get_parameter("0.weight").fill_(1.0)
+        model.get_parameter("1.weight").fill_(2.0)
     rule, x = TargetPropagation(noise=0.5, inverse="linear"), torch.linspace(-1, 1, 32).reshape(-1, 1)
     rule.prepare(model, x)
     optimizer, told = torch.optim.SGD(rule.parameters(), lr=0.3), {}
@@ -265,7 +265,7 @@ def test_forward_forward_equals_the_closed_form() -> None:
     source = torch.cat(rule.labelled(x, LABELS))
     sign = torch.tensor([1.0] * 6 + [-1.0] * 6).double()
     for layer, got in zip((model[0], model[2]), found):
-        h = (source @ layer.weight.detach().T).relu()  # type: ignore[operator]
+        h = (source @ layer.weight.detach().T).relu()
         g = h.square().mean(1)
         slope = -sign * torch.sigmoid(-sign * (g - 0.7)) * 2 / h.shape[1] / 12
         assert torch.allclose(got, (slope[:, None] * h).T @ source)
@@ -373,6 +373,21 @@ def test_what_changes_each_time_it_runs_is_refused(name: str) -> None:
 def test_skip_connections_are_refused_where_a_chain_is_needed(name: str) -> None:
     with pytest.raises(SegmentError, match=r"needs a chain of segments.*skip connection.*use PredictiveCoding"):
         copy.deepcopy(RULES[name]).prepare(Branchy(), IMAGES)
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_several_outputs_are_refused(name: str) -> None:
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.c = nn.Linear(64, 8), nn.Linear(8, 5), nn.Linear(8, 3)
+
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            h = self.a(x.flatten(1))
+            return self.b(h), self.c(h)
+
+    with pytest.raises(SegmentError, match="takes networks of one output, and this one has 2"):
+        copy.deepcopy(RULES[name]).prepare(Two(), IMAGES)
 
 
 def test_other_networks_that_a_rule_cannot_train_are_refused() -> None:

@@ -96,6 +96,11 @@ class SegmentRule(LearningRule):
     def check(self, model: nn.Module, graph: SegmentGraph) -> None:
         """Refuse a network that this rule cannot train."""
         name = type(self).__name__
+        if len(graph.outputs) > 1:
+            raise SegmentError(
+                f"{name} takes networks of one output, and this one has {len(graph.outputs)} ({', '.join(graph.outputs)}): use "
+                "ActivationRelaxation or Backprop with a loss of several outputs"
+            )
         if self.chain and not graph.is_chain:
             joins = next(s for s in graph.segments if len(s.reads) != 1 or len(graph.readers(s.name)) > 1)
             raise SegmentError(

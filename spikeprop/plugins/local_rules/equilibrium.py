@@ -144,7 +144,7 @@ class EquilibriumPropagation(SegmentRule):
             else:
                 (back,) = run.vjp(reader.name, -beta * len(batch.x) * self._error(batch, run)) if beta else (None,)
             with torch.no_grad():
-                new[segment.name] = states.activations[segment.name](drive if back is None else drive + back)
+                new[segment.name] = states.activations[segment.name](drive.clone() if back is None else drive + back)
         return new
 
     def _error(self, batch: ForwardPass, run: SegmentPass) -> Tensor:

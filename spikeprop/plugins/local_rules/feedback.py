@@ -71,7 +71,7 @@ class FeedbackAlignment(SegmentRule):
     def gradients(self, batch: ForwardPass) -> dict[str, Tensor]:
         assert batch.mode is not None
         batch.mode.weights = False  # only the errors; the weights' gradients follow from them
-        errors = adjoints(batch.graph, batch.run.vjp, batch.error)
+        errors = adjoints(batch.graph, batch.run.vjp, {batch.graph.output: batch.error})
         batch.mode.weights = True
         _add(batch, errors)
         return {}
@@ -140,7 +140,7 @@ def _add(batch: ForwardPass, signals: dict[str, Tensor]) -> None:
         batch.run.add_parameter_gradients(name, signal)
 
 
-def _products(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+def _products(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """Weights of linear layers and convolutions, by module name."""
     return ((name, m.weight) for name, m in model.named_modules() if isinstance(m, PRODUCTS))
 

@@ -8,7 +8,7 @@ from the forward pass, where all errors are 0. With e_s = mu_s - v_s, and e_outp
 
     dF/dv_s = -e_s + sum over readers r of (dmu_r/dv_s)^T e_r,      dF/dtheta_s = (dmu_s/dtheta_s)^T e_s.
 
-With fixed predictions (Millidge, Tschantz & Buckley 2020, arXiv:2006.04182, section 2.1) mu and its derivatives stay those of the
+With fixed predictions (Millidge, Tschantz & Buckley 2020, arXiv:2006.04182) mu and its derivatives stay those of the
 forward pass, the errors follow the dynamics of ``relax``, and their fixed point is backprop's adjoint exactly. Otherwise it is
 that to first order in the loss's weight w (Millidge et al. 2022, arXiv:2206.02629). The gradient is divided by w.
 """
@@ -34,7 +34,7 @@ class PredictiveCoding(SegmentRule):
     Attributes:
         loss: any loss of scores and labels.
         step_size: eta of the values, in (0, 1].
-        iterations: number of steps; null for (k + 3 sqrt k)/eta, enough for fixed predictions of a network of depth k.
+        iterations: number of steps; null for as many as fixed predictions need in a network of this depth (``enough_sweeps``).
         fixed_prediction: keep predictions and derivatives of the forward pass; otherwise they follow the values, which requires a
             network without batch-norm and dropout.
         loss_weight: w, without fixed predictions; the smaller, the closer to backprop.
@@ -65,7 +65,8 @@ class PredictiveCoding(SegmentRule):
         sweeps = self.iterations or enough_sweeps(max(graph.hops().values()), self.step_size, "jacobi")
         if self.fixed_prediction:
             start = {s.name: torch.zeros_like(batch.run.values[s.name]) for s in graph.segments}
-            relaxed = relax(graph, batch.run.vjp, start, count * batch.error, step_size=self.step_size, sweeps=sweeps)
+            clamped = {graph.output: count * batch.error}
+            relaxed = relax(graph, batch.run.vjp, start, clamped, step_size=self.step_size, sweeps=sweeps, sweep="jacobi")
             run, errors, residual = batch.run, relaxed.x, relaxed.residual
         else:
             run, errors, residual = self._minimise(batch, sweeps)

@@ -3,10 +3,10 @@
 Each layer h_n = f_n(h_(n-1)) has a learnt inverse g_n, and a target that its own loss pulls it to:
 
     t_N = h_N - step dL/dh_N            (the last hidden layer, by the output's error)
-    t_(n-1) = h_(n-1) + g_n(t_n) - g_n(h_n)                                                        (equation 15)
+    t_(n-1) = h_(n-1) + g_n(t_n) - g_n(h_n)
     dL/dtheta_n = (dh_n/dtheta_n)^T (h_n - t_n) / step          (of |f_n(h_(n-1)) - t_n|^2 / 2, in the loss's units)
 
-    g_n minimises |g_n(f_n(h + noise)) - (h + noise)|^2 / 2, a mean over the values of h       (equation 16)
+    g_n minimises |g_n(f_n(h + noise)) - (h + noise)|^2 / 2, a mean over the values of h
 
 Where g_n is linear with the matrix W_n^T and f_n is linear, it is backprop; with W_n^-1 it is a Gauss-Newton target.
 """
@@ -46,6 +46,11 @@ class Inverse(nn.Module):
 
     def forward(self, h: Tensor) -> Tensor:
         """Inputs (B, ...) that would give the outputs ``h`` (B, ...)."""
+        if h[0].numel() != self.linear.in_features:
+            raise SegmentError(
+                f"a layer sends {h[0].numel()} values, and its inverse takes {self.linear.in_features}: all batches must have "
+                "the image size that prepare was given"
+            )
         return self.activation(self.linear(h.flatten(1))).unflatten(1, self.inputs)
 
 
