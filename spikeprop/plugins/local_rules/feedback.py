@@ -71,7 +71,7 @@ class FeedbackAlignment(SegmentRule):
     def gradients(self, batch: ForwardPass) -> dict[str, Tensor]:
         assert batch.mode is not None
         batch.mode.weights = False  # only the errors; the weights' gradients follow from them
-        errors = adjoints(batch.graph, batch.run.vjp, batch.error)
+        errors = adjoints(batch.graph, batch.run.vjp, {batch.graph.output: batch.error})
         batch.mode.weights = True
         _add(batch, errors)
         return {}

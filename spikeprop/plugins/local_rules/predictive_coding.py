@@ -65,7 +65,15 @@ class PredictiveCoding(SegmentRule):
         sweeps = self.iterations or enough_sweeps(max(graph.hops().values()), self.step_size, "jacobi")
         if self.fixed_prediction:
             start = {s.name: torch.zeros_like(batch.run.values[s.name]) for s in graph.segments}
-            relaxed = relax(graph, batch.run.vjp, start, count * batch.error, step_size=self.step_size, sweeps=sweeps)
+            relaxed = relax(
+                graph,
+                batch.run.vjp,
+                start,
+                {graph.output: count * batch.error},
+                step_size=self.step_size,
+                sweeps=sweeps,
+                sweep="jacobi",
+            )
             run, errors, residual = batch.run, relaxed.x, relaxed.residual
         else:
             run, errors, residual = self._minimise(batch, sweeps)
