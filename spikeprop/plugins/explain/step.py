@@ -185,9 +185,10 @@ def losses_with(subject: TrainingStep, parameter: str, entry: int, numbers: Sequ
     model, batch, y = subject.double()
     tracer, found = Tracer(model), []  # records nothing, since it is not entered
     with torch.no_grad():
-        flat = model.get_parameter(parameter).view(-1)
+        weight = model.get_parameter(parameter)
+        place = torch.unravel_index(torch.tensor(entry), weight.shape)
         for number in numbers:
-            flat[entry] = number
+            weight[place] = number
             found.append(float(_loss_of(subject, model, batch, y, tracer)))
     return found
 

@@ -51,7 +51,7 @@ def story(subject: TrainingStep, step: TracedStep, complete: bool) -> dict[str, 
     nudges = NUDGES if complete else NUDGES[len(NUDGES) // 2 - FEW : len(NUDGES) // 2 + FEW]
     losses = losses_with(subject, chosen.name, entry, [weight + by for by in (-h, h, *nudges)])
     paths, all_ = _paths(trace, chosen, entry)
-    total = sum(path.product for path in paths)
+    total, first = sum(path.product for path in paths), _first_sum(trace, chosen, entry)
     return {
         "value": chosen.index,
         "entry": entry,
@@ -61,8 +61,24 @@ def story(subject: TrainingStep, step: TracedStep, complete: bool) -> dict[str, 
         "nudges": [{"by": by, "loss": loss} for by, loss in zip(nudges, losses[2:])],
         "paths": [{"steps": list(path.steps), "product": path.product} for path in paths],
         "others": None if all_ else gradient - total,
-        "matches": not all_ or abs(total - gradient) <= MATCHES * (abs(gradient) + 1e-3),
+        "matches": _equal(gradient, *first) and (not all_ or _equal(gradient, total, sum(abs(p.product) for p in paths))),
     }
+
+
+def _equal(gradient: float, total: float, size: float) -> bool:
+    return abs(total - gradient) <= MATCHES * (size + abs(gradient)) + 1e-300
+
+
+def _first_sum(trace: Trace, start: Value, entry: int) -> tuple[float, float]:
+    """The first factor of every path times the gradient where it leads, summed, and the sum of their sizes."""
+    total, size = 0.0, 0.0
+    for node, slot in trace.consumers().get(start.index, []):
+        columns = _columns(trace, node, slot)
+        column = None if columns is None else columns.get(entry)
+        if columns is not None and column is not None:
+            total += float((column * columns.upstream).sum())
+            size += float((column * columns.upstream).abs().sum())
+    return total, size
 
 
 def _paths(trace: Trace, start: Value, entry: int) -> tuple[list[_PathToLoss], bool]:

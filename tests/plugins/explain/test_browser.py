@@ -383,7 +383,7 @@ def test_blanks_are_checked_by_their_numbers(opened: Opened, build: Build) -> No
         "np.det(x)": "np.det",
     }
     second = page.locator(f"[data-blank='{blanks[1]}']")
-    for text, complaint in {**wrong, "h3_bar": "shape 4×1, and it should be 4×4"}.items():
+    for text, complaint in {**wrong, "h3_bar": "shape 4×1, and it should be 4×4", "h3_bar.sum()": "shape one number"}.items():
         second.fill(text)
         second.press("Enter")
         verdict = page.locator(".verdict").nth(1).inner_text()

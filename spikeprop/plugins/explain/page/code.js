@@ -105,7 +105,11 @@ class CodePanel {
       say("✓ the numbers agree", true);
       if (left) this.status.textContent = `${left} of ${this.blanks.size} blanks left.`;
       else this.run();
-    } catch (error) { say(`✗ ${error.message}`, false); }
+    } catch (error) {
+      const later = error.line !== undefined && error.line !== this.program.forward.length + i; // it stopped a line that follows
+      const wrong = later && compare(error.scope.get(name), lift(runLines(this.lines(null), this.given()).get(name)));
+      say(`✗ ${wrong || error.message}`, false);
+    }
   }
 
   async copy() {

@@ -138,9 +138,9 @@ class Graph {
       const [up, low] = a.y < b.y ? [a, b] : [b, a], x = a.x + width / 2, from = `${x} ${up.y + this.heightOf(up)}`, to = `${x} ${low.y}`;
       return a === up ? `M${from}L${to}` : this.between(a, b) ? `M${x + width / 2} ${a.y + 14}c14 -8 14 ${b.y + BOX.height - a.y} 0 ${b.y + BOX.height - a.y - 20}` : `M${to}L${from}`;
     }
-    const far = b.x - a.x > 1.5 * (width + BOX.gapX) && Math.abs(a.y - b.y) < 1 && !this.network.data.spiking;
+    const far = b.x - a.x > 1.5 * (width + BOX.gapX) && Math.abs(a.y - b.y) < 1;
     if (far) {
-      const x1 = a.x + width - 24, x2 = b.x + 24, lift_ = Math.min(44, 26 + (x2 - x1) / 40);
+      const x1 = a.x + width - 24, x2 = b.x + 24, lift_ = this.network.data.spiking ? 20 : Math.min(44, 26 + (x2 - x1) / 40);
       return `M${x1} ${a.y}C${x1 + 30} ${a.y - lift_} ${x2 - 30} ${b.y - lift_} ${x2} ${b.y}`;
     }
     const x1 = a.x + width, y1 = a.y + ha / 2, x2 = b.x, y2 = b.y + hb / 2, bend = Math.max(14, (x2 - x1) / 2);
@@ -239,7 +239,7 @@ class Graph {
       place.dataset.mark = mark;
       if (!mark) place.removeAttribute("href"); else place.setAttribute("href", pictureOf(view, picture));
     };
-    set(value, network.value(item.output), network.data.values[item.output].picture, reached, "v");
+    set(value, network.value(item.output), network.edited ? null : network.data.values[item.output].picture, reached, "v");
     set(gradient, network.cotangent(item.output), null, returned, "g");
   }
 

@@ -9,8 +9,19 @@ const VERDICTS = {
 };
 
 const WORDS = {
-  forward: "Forward, the call computes its output from its inputs. A shape such as 2×3 counts the numbers along each axis; the first axis is the samples.",
+  forward: "Forward, the call computes its output from its inputs. A shape such as 2×3 counts the numbers along each axis; the first axis is the samples. What its backward step will need, the call keeps.",
   backward: "Backward, the call gets the upstream: how much the loss changes when its output changes. It multiplies it by its local derivative, how much its output changes when its input changes. The product is the downstream: how much the loss changes when its input changes, and the upstream of the call before.",
+  list: [
+    ["gradient, ∂L/∂h", "how much the loss L changes when h changes by a little, for every number in h; also called the cotangent of h, and written h with a bar, or h_bar in code"],
+    ["upstream", "the gradient of a call's output; it arrives from the calls after it, which have already been passed backward"],
+    ["local derivative", "how much one number of the output changes when one number of the input changes, in this call alone"],
+    ["downstream", "the gradient of a call's input: for every number, the sum over the outputs it reaches of upstream × local"],
+    ["fan-out", "a value that is read several times influences the loss in several ways, so what comes back from each is added"],
+    ["keeps 16 B", "what the forward pass must remember for this call's backward step, in the network's own precision, beyond what earlier calls keep"],
+    ["finite differences", "an independent check: all inputs of the call are moved a little to both sides, and the change of the output is compared with what the backward pass says"],
+    ["kink", "a point such as 0 of a ReLU, or two equal numbers under a maximum, where the slopes to the left and to the right differ; the backward pass takes one between them"],
+    ["surrogate", "the slope of a smoothed spike, used backward in place of the true derivative, which is zero almost everywhere"],
+  ],
   keeps: "What the forward pass must remember for this call's backward step, in the network's own precision, without what earlier calls keep already.",
 };
 
@@ -24,6 +35,7 @@ function inspect(net, node, backward, host, openCard) {
   const parts = [h("h2", { id: "step-title", text: `${backward ? "Backward" : "Forward"} · ${node.name}${where(node)}` }), badges(net, node, openCard)];
   if (node.source) parts.push(h("p", { class: "source" }, h("span", { text: `${node.source[0]}:${node.source[1]}` }), h("code", { text: node.source[2] })));
   parts.push(h("p", { class: "small", text: backward ? WORDS.backward : WORDS.forward }));
+  parts.push(h("details", { class: "words" }, h("summary", { text: "Words on this page" }), h("dl", {}, WORDS.list.flatMap(([word, means]) => [h("dt", { text: word }), h("dd", { text: means })]))));
   host.replaceChildren(...parts, ...(backward ? backwardParts(net, node) : forwardParts(net, node)));
 }
 
@@ -61,7 +73,7 @@ function fanOut(net, id) {
   const read = (view) => (view.all ? view.all[k] : view.some[0]);
   const parts = uses.map((e) => `${fmt(read(net.downstream(e)))} (${net.data.nodes[e.node].name} ${e.node})`);
   const ok = net.data.values[id].sum_matches ? " ✓" : " ✗";
-  return h("p", { class: "fan-out", text: `Fan-out: used ${uses.length} times, so the cotangents are summed. Entry ${place_(entry, total.shape)}: ${parts.join(" + ")} = ${fmt(read(total))}${ok}` });
+  return h("p", { class: "fan-out", text: `Fan-out: used ${uses.length} times, so what comes back is added. Entry ${place_(entry, total.shape)}: ${parts.join(" + ")} = ${fmt(read(total))}${ok}` });
 }
 
 const largestOf = (data) => data.reduce((best, x, i) => (Math.abs(x) > Math.abs(data[best]) ? i : best), 0);

@@ -275,10 +275,10 @@ function assign(scope, { name, index }, sign, value) {
   spread.data.forEach((v, i) => { row.data[i] = sign === "+=" ? row.data[i] + v : v; });
 }
 
-// Runs lines on given arrays; returns all names. Throws an error with the number of the line.
+// Runs lines on given arrays; returns all names. Throws an error with the number of the line and the names so far.
 function runLines(lines, given) {
   const scope = new Map(Object.entries(given));
-  const at = (i, act) => { try { act(); } catch (error) { error.line = error.line === undefined ? i : error.line; throw error; } };
+  const at = (i, act) => { try { act(); } catch (error) { if (error.line === undefined) Object.assign(error, { line: i, scope }); throw error; } };
   for (let i = 0; i < lines.length; i++) {
     const loop = /^for (\w+) in (reversed\()?range\((\d+)\)\)?:$/.exec(lines[i]);
     if (!loop) { at(i, () => statement(lines[i])(scope)); continue; }

@@ -19,7 +19,7 @@ class Story {
   name() { const v = this.net.data.values[this.story.value]; return `${v.name} ${place_(this.story.entry, v.shape)}`; }
 
   draw() {
-    const { story: s, net } = this, { data } = net, samples = `${data.samples} ${data.samples === 1 ? "sample" : "samples"}`;
+    const { story: s, net } = this, { data } = net;
     this.answer = h("p", { id: "nudge-answer", role: "status", "aria-live": "off" });
     this.plot = h("div", { class: "nudge-plot" });
     const what = data.spiking ? "" : ` The network itself, run again with the weight moved by a hair, gives a slope of ${fmt(s.measured)}.`;
@@ -27,9 +27,9 @@ class Story {
       h("h2", { id: "story-title", text: "One weight, and the loss" }),
       h("div", { class: "story" },
         h("div", {},
-          h("p", { text: `For these ${samples} the network's loss is L = ${fmt(data.loss, 6)}. Training asks of each of its ${parameterCount(net)} parameters: if it is nudged, what happens to the loss? Take the weight ${this.name()} = ${fmt(s.weight)}.` }),
+          h("p", { text: `For ${data.samples === 1 ? "this sample" : `these ${data.samples} samples`} the network's loss is L = ${fmt(data.loss, 6)}. Training asks of each of its ${parameterCount(net)} parameters: if it is nudged, what happens to the loss? Take the weight ${this.name()} = ${fmt(s.weight)}.` }),
           h("p", { class: "nudger" }, h("label", { for: "nudge", text: "Nudge it " }), this.slider), this.answer,
-          h("p", { text: `The answer is its gradient, ∂L/∂w = ${fmt(s.gradient)}: the loss changes by about ${fmt(s.gradient, 3)} times the nudge.${what} Backpropagation finds the gradients of all parameters at once, in one pass from the loss to the inputs.` }),
+          h("p", { text: `The answer is its gradient, ∂L/∂w = ${fmt(s.gradient)}: the loss changes by about ${fmt(s.gradient, 3)} times the nudge.${what} Backpropagation finds the gradients of all parameters at once, in one pass from the loss to the inputs; training then moves every parameter a little against its gradient.` }),
           data.spiking ? h("p", { class: "aside", text: `A spiking network answers a nudge with nothing, or with a jump: a spike is there or not, so the true derivative is zero almost everywhere (measured here: ${fmt(s.measured)}). Its gradient uses a surrogate, the slope of a smoothed spike; it says in which direction a spike becomes more likely.` }) : null),
         this.plot),
       h("h3", { text: "The chain of numbers that answers" }),
@@ -54,7 +54,7 @@ class Story {
     const sum_ = many ? `${s.paths.map((p) => fmt(p.product, 4)).join(" + ")}${rest} = ` : "";
     return h("div", {}, h("ol", { class: "paths" }, s.paths.map(row)),
       h("p", { class: "chain-sum", id: "chain-sum", "data-sum": shown + (s.others || 0), text: `${many ? "Sum: " : ""}${sum_}${fmt(s.gradient)}, the gradient from torch ${s.matches ? "✓" : "✗"}` }),
-      h("p", { class: "small", text: `The factors come from torch, one call at a time.${s.others === null ? " These are all paths from this weight to the loss that are not zero." : ` ${s.paths.length} paths with large products are shown.`} Backpropagation does not follow paths one by one: it goes back call by call, and at each it adds up what returns, so every local derivative is used once.${long ? " Calls with the factor 1, which add or only move numbers, are left out above." : ""} Activate a factor to see its call; the timeline below plays the pass.` }));
+      h("p", { class: "small", text: `The factors come from torch, one call at a time.${s.others === null ? " These are all paths from this weight to the loss that are not zero." : ` ${s.paths.length} paths with large products are shown; the others are what remains of the gradient. The ✓ says that the first factors of all paths, each times the gradient where it leads, add up to it.`} Backpropagation does not follow paths one by one: it goes back call by call, and at each it adds up what returns, so every local derivative is used once.${long ? " Calls with the factor 1, which add or only move numbers, are left out above." : ""} Activate a factor to see its call; the timeline below plays the pass.` }));
   }
 
   lossAt(by) {
