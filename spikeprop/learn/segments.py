@@ -86,7 +86,7 @@ class SegmentGraph:
         return {self.names.get(p, "?"): segments for p, segments in users.items() if len(segments) > 1}
 
 
-def segment_graph(model: nn.Module, cuts: Sequence[str] | int | None = None) -> SegmentGraph:
+def segment_graph(model: nn.Module, cuts: Sequence[str] | int | None = None, *, several_outputs: bool = False) -> SegmentGraph:
     """Cut a network into segments.
 
     Args:
@@ -94,6 +94,7 @@ def segment_graph(model: nn.Module, cuts: Sequence[str] | int | None = None) -> 
         cuts: None for one segment for each layer with weights; a number for that many segments with about equally many layers,
             each of which reads only the one before it; or names of the submodules to cut after (these need not be traceable
             inside).
+        several_outputs: also cut a network that returns several tensors; otherwise it is refused.
 
     Raises:
         SegmentError: the network cannot be cut in this way, with the reason.
@@ -103,18 +104,18 @@ def segment_graph(model: nn.Module, cuts: Sequence[str] | int | None = None) -> 
     names = {id(p): name for name, p in model.named_parameters()}
     if isinstance(model, nn.Sequential) and (cuts is None or not isinstance(cuts, int)):
         try:
-            return _traced(model, cuts, names)
+            return _traced(model, cuts, names, several_outputs)
         except SegmentError:
             children = dict(model.named_children())
             if cuts is not None and not set(cuts) < set(children):
                 raise
             return SegmentGraph(_children(children, list(children) if cuts is None else list(cuts)), names)
-    return _traced(model, cuts, names)
+    return _traced(model, cuts, names, several_outputs)
 
 
-def _traced(model: nn.Module, cuts: Sequence[str] | int | None, names: dict[int, str]) -> SegmentGraph:
+def _traced(model: nn.Module, cuts: Sequence[str] | int | None, names: dict[int, str], several: bool) -> SegmentGraph:
     traced = tracing.trace(model, () if cuts is None or isinstance(cuts, int) else cuts)
-    tracing.outputs_of(traced.graph)
+    (tracing.outputs_of if several else tracing.output_of)(traced.graph)
     if cuts is None:
         numbers = tracing.by_layers(traced)
     elif isinstance(cuts, int):

@@ -169,7 +169,7 @@ class Tied(nn.Module):
     [
         (Tied(), {"cuts": ["a"]}, r"a\.weight is used in the segments a and b, which follow different losses: do not share"),
         (Shared(), {"cuts": ["b"]}, r"weight sharing: w is used in the segments b and matmul.*, which follow different losses"),
-        (TwoOutputs(), {"cuts": ["a"]}, r"needs a network with one output; this one's are a, b"),
+        (TwoOutputs(), {"cuts": ["a"]}, "the network returns 2 tensors, .*; one is needed"),
         (resnet(), {"cuts": 99}, "at most"),
         (resnet(), {"cuts": ["features.3.residual.0"]}, "more than one value leaves|reads"),
         (resnet(), {"cuts": 4, "reach": 1, "head": TokenHead()}, r"TokenHead reads tokens"),

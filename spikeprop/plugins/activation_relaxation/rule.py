@@ -109,7 +109,7 @@ class ActivationRelaxation(LearningRule):
         if model not in self._graphs:
             if not self.frozen:
                 _refuse_changing(model)
-            self._graphs[model] = segment_graph(model, self.cuts)
+            self._graphs[model] = segment_graph(model, self.cuts, several_outputs=True)
         return self._graphs[model]
 
     def step(self, model: nn.Module, x: Tensor, y: Tensor | tuple[Tensor, ...]) -> dict[str, Tensor]:

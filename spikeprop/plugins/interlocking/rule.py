@@ -62,8 +62,6 @@ class Interlocking(LearningRule):
         """
         if model not in self._graphs:
             graph = segment_graph(model, self.cuts)
-            if len(graph.outputs) > 1:
-                raise SegmentError(f"interlocking needs a network with one output; this one's are {', '.join(graph.outputs)}")
             if not graph.is_chain:
                 crossing = next(s for s in graph.segments if len(s.reads) != 1 or s.reads[0] not in _before(graph, s))
                 raise SegmentError(
