@@ -306,6 +306,12 @@ def test_each_payoff_of_a_book_has_its_own_risk_and_is_tested() -> None:
     assert list(found) == list(products)
     assert found["put"].value == pytest.approx(alone.value, rel=0.2)  # other steps, other numbers
     assert str(found["call"].audits["spot"]).startswith("spot: adjoint 0.")
+    book = Book(products={"a": European(strike=90, maturity=0.5), "b": European(strike=90, maturity=1.0, call=False)})
+    weighed = Scripted(observations=book.dates, script=lambda s, d: 2 * book.payoff(s, d)[:, 0] - 3 * book.payoff(s, d)[:, 1])
+    both, total = risks(model, book, paths), risk(model, weighed, paths)
+    for name, one in total.sensitivities.items():
+        parts = [both[key].sensitivities[name].value for key in ("a", "b")]
+        torch.testing.assert_close(2 * parts[0] - 3 * parts[1], one.value)
     for script, says in (
         (lambda s: (s > 100).double(), r"payoff of Scripted \(second\) jumps"),
         (lambda s: 1e-9 * (s - s.mean()), "mixes paths"),
