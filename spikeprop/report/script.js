@@ -21,6 +21,7 @@ function unfold() {
   if (part && part.tagName === "DETAILS") part.scrollIntoView({ block: "nearest" });
 }
 addEventListener("hashchange", unfold);
+addEventListener("click", event => { if (event.target.closest("a[href^='#']")) setTimeout(unfold); }); // the same link again
 unfold();
 
 // Files: the text of a CSV cell is quoted where it must be, and never a formula.
