@@ -1,6 +1,6 @@
-"""Activation Relaxation beside backprop: seconds a step, and angle to backprop's gradient, on a ResNet of random weights.
+"""Activation Relaxation beside backprop: seconds a step, and angle to backprop's gradient, on a ResNet-18 of random weights.
 
-python benchmarks/activation_relaxation.py --depth 18 --batch 8 --out results/benchmarks/activation_relaxation.json
+python benchmarks/activation_relaxation.py --batch 8 --out results/benchmarks/activation_relaxation.json
 
 Each order of updates runs at each step size with as many sweeps as it needs, with and without the products of settled segments
 being used again. Times are the median of --repeats steps, in turn, as multiples of backprop's; the angle is of one further step.
@@ -17,22 +17,22 @@ from pathlib import Path
 
 import torch
 from common import save
+from torchvision.models import resnet18
 
-from spikeprop.ann import ResNet
 from spikeprop.learn import Backprop, LearningRule
 from spikeprop.plugins import ActivationRelaxation
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name, default in {"depth": 18, "batch": 8, "size": 32, "repeats": 3}.items():
+    for name, default in {"batch": 8, "size": 64, "repeats": 3}.items():
         parser.add_argument(f"--{name}", type=int, default=default, help=f"default {default}")
     parser.add_argument("--steps", type=float, nargs="+", default=[0.1, 0.5], help="step sizes; default 0.1 0.5")
     parser.add_argument("--every", action="store_true", help="also without the products of settled segments (slow)")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args(argv)
     torch.manual_seed(0)
-    model = ResNet(depth=options.depth, input_shape=(3, options.size, options.size), classes=10).train()
+    model = resnet18(num_classes=10).train()
     x, y = torch.rand(options.batch, 3, options.size, options.size), torch.arange(options.batch) % 10
     rules: dict[str, LearningRule] = {"backprop": Backprop()}
     for step in options.steps:

@@ -112,7 +112,8 @@ def marker_key(run: int) -> Markup:
 
 def _sample(line: Line) -> Markup:
     curve = [tag("path", d="M1 6H29", class_="curve")] if line.style != "mark" else []
-    points = [tag("path", d=_marker(line.run, 15, 6, 4), class_="points")] if line.run >= 0 and line.style != "dotted" else []
+    marked = line.style == "mark" or (line.run >= 0 and line.style != "dotted")
+    points = [tag("path", d=_marker(max(line.run, 0), 15, 6, 4), class_="points")] if marked else []
     return tag("svg", *curve, *points, class_=f"{_class(line)} sample", viewBox="0 0 30 12", aria_hidden="true")
 
 

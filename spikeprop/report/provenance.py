@@ -9,6 +9,7 @@ from spikeprop.report.html import Markup, folded, join, note, table, tag
 from spikeprop.runtime.files import leaves
 
 RECIPE = "recipe.yaml"
+FEW = 20  # differences between runs; more are folded
 
 
 def provenance(runs: Sequence[RunRecord]) -> Markup:
@@ -23,7 +24,9 @@ def provenance(runs: Sequence[RunRecord]) -> Markup:
         keys = list(dict.fromkeys(key for one in found for key in one))
         same = {key: found[0][key] for key in keys if all(one.get(key) == found[0].get(key) for one in found) and key in found[0]}
         rows = [[key, *(one.get(key, "-") for one in found)] for key in keys if key not in same]
-        parts.append(table(f"Differences in {what}", ["what", *names], rows) if rows else note(f"All runs have the same {what}."))
+        shown = table(f"Differences in {what}", ["what", *names], rows)
+        many = folded(f"{len(rows)} differences in {what}", shown, unfolded=len(rows) <= FEW)
+        parts.append(many if rows else note(f"All runs have the same {what}."))
         parts.append(folded(f"Equal in all runs: {len(same)} of {len(keys)} ({what})", _equal(f"Equal {what}", same)))
     return join([*parts, _stages(runs)])
 

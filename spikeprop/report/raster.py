@@ -52,12 +52,14 @@ def raster(network: SpikingNetwork, image: Tensor, timesteps: int | None) -> lis
     names = [spiking[i] for i in _even(len(spiking), LAYERS).tolist()]
     found = {name: _events(torch.cat(trains[name])) for name in names}
     shown = [{"name": n, "neurons": sizes[n], "chosen": chosen[n].tolist(), "spikes": found[n]} for n in names]
-    return [*([_constant(image)] if timesteps is not None and network.encoder.constant else []), *shown]
+    if timesteps is None or not network.encoder.constant:
+        return shown
+    return [_constant(network.encoded(x, timesteps)[0, 0]), *shown]
 
 
-def _constant(image: Tensor) -> dict[str, Any]:
-    """An input that is not spikes: chosen values of the image, which enter at every step, as parts of the largest."""
-    values = image.flatten().float()
+def _constant(step: Tensor) -> dict[str, Any]:
+    """An input that is not spikes: chosen values of what enters at every step, as parts of the largest."""
+    values = step.flatten().float()
     chosen = _even(len(values), NEURONS)
     shares = (values[chosen] / values.abs().max().clamp(min=1e-12)).cpu().tolist()
     about = {"neurons": len(values), "chosen": chosen.tolist(), "spikes": []}

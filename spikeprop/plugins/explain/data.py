@@ -171,8 +171,8 @@ class _Writer:
 
 def _picture(image: Tensor) -> dict[str, Any]:
     """An image (1, C, H, W) of at most 64 rows and columns, from 0 to 255."""
-    sides = [min(PIXELS, side) for side in image.shape[2:]]
-    small = torch.nn.functional.adaptive_avg_pool2d(image.double(), sides)[0]
+    height, width = (min(PIXELS, side) for side in image.shape[2:])
+    small = torch.nn.functional.adaptive_avg_pool2d(image.double(), (height, width))[0]
     least, most = float(small.min()), float(small.max())
     pixels = (small - least) * (255 / (most - least or 1.0))
     return {"shape": list(small.shape), "pixels": pixels.round().int().flatten().tolist()}

@@ -45,6 +45,7 @@ from spikeprop.runtime.seeding import seed_everything, seed_torch
 from spikeprop.runtime.signals import stop_if_requested, stop_requested
 
 SAVE_STEPS = 20
+TOLD = ("busy_seconds", "idle_seconds", "memory_mb", "grown_mb")  # of each process
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,15 +122,10 @@ class ModelParallel:
             clock = self._alone(context, model, rule, batches)
         else:
             clock = _Parallel(self, context, SegmentProcess(model, rule, x), device).train(model, batches)
-        one = {
-            "busy_seconds": clock[0],
-            "idle_seconds": clock[1],
-            "memory_mb": _memory(device),
-            "grown_mb": _memory(device) - before,
-        }
-        everyone: list[Any] = [one] * group.count
+        told = torch.tensor([*clock, _memory(device), _memory(device) - before], dtype=torch.float64)
+        everyone = [torch.empty_like(told) for _ in range(group.count)] if group.count > 1 else [told]
         if group.count > 1:
-            distributed.all_gather_object(everyone, one)
+            distributed.all_gather(everyone, told)
             for i, segment in enumerate(graph.segments):
                 for value in segment.module.state_dict(keep_vars=True).values():
                     distributed.broadcast(value.data, i)
@@ -138,7 +134,11 @@ class ModelParallel:
         if context.writes:
             tested = accuracy_and_loss(model, ((a.to(device), b.to(device)) for a, b in data.test(500).epoch(0)))
             save_checkpoint(context.folder.path / "trained.safetensors", model, {})
-        return {**tested, "processes": group.count, "segments": dict(zip(names, everyone))}
+        return {
+            **tested,
+            "processes": group.count,
+            "segments": {name: dict(zip(TOLD, one.tolist())) for name, one in zip(names, everyone)},
+        }
 
     def _alone(self, context: Context, model: nn.Module, rule: Interlocking, batches: CompleteBatches) -> tuple[float, float]:
         progress = context.folder.path / "progress.safetensors"

@@ -90,7 +90,7 @@ def rows(values: dict[str, Any]) -> list[tuple[str, str]]:
     found.append((f"SNR at the start of LDBP-PMD, {power} dBm", in_words(values["start_db"], unit=" dB")))
     for arm, ends in values["plateaus"][power].items():
         told = f"{sum(ends) / len(ends):.0f} ({min(ends)} to {max(ends)})"
-        found.append((f"iterations to the plateau, {arm}, {power} dBm", told))
+        found.append((f"iterations at constant rates, {arm}, {power} dBm", told))
     count = values["iterations_to_1_percent"]
     found.append((f"iterations to 1 % of the peak, {power} dBm", f"{_counts(count)}; paper {published['iterations']}"))
     return [*found, *_starts(values), *(_change(one) for one in values["changes"]), *_drift(values["drift"])]

@@ -87,10 +87,11 @@ class _ApplyQ(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None]:
         a, c, y, r = ctx.saved_tensors
         g_y, g_r = grads
+        reflectors, tau = ctx.factors
 
         def apply(x: Tensor, adjoint: bool) -> Tensor:
             """By the factors at hand, or differentiable where a second derivative is wanted."""
-            return _ApplyQ.apply(a, x, adjoint)[0] if torch.is_grad_enabled() else _product(*ctx.factors, x, adjoint)
+            return _ApplyQ.apply(a, x, adjoint)[0] if torch.is_grad_enabled() else _product(reflectors, tau, x, adjoint)
 
         g_c = apply(g_y, not ctx.adjoint)
         inner = r @ g_r.mH - (g_y @ y.mH if ctx.adjoint else c @ g_c.mH)

@@ -96,8 +96,7 @@ def rotation_dependence(q_mm: Tensor, g_q_mm: Tensor, columns: int) -> Tensor:
 
 def copyltu(x_nn: Tensor) -> Tensor:
     """The lower triangle mirrored to the upper triangle; real diagonal."""
-    lower = torch.ones(x_nn.shape[-2:], dtype=torch.bool, device=x_nn.device).tril()
-    mirrored = torch.where(lower, x_nn, x_nn.mH)
+    mirrored = x_nn.tril() + x_nn.tril(-1).mH
     return mirrored - _imaginary_diagonal(x_nn) if x_nn.is_complex() else mirrored
 
 

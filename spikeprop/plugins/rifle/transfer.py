@@ -199,8 +199,10 @@ def _same_pretraining(folder: Path, own: Path) -> Path:
     """The folder.
 
     Raises:
-        RecipeError: its networks were pretrained in another way, or on other classes.
+        RecipeError: no run is there, or its networks were pretrained in another way, or on other classes.
     """
+    if not (folder / "run.json").exists():
+        raise RecipeError(f"pretrained: {folder} holds no run; give the folder of a finished run of this recipe")
     theirs, ours = (leaves(read_json(path / "run.json")["recipe"]) for path in (folder, own))
     keys = {key for key in theirs | ours if key.split(".")[0] in PRETRAINING}
     if different := sorted(key for key in keys if theirs.get(key) != ours.get(key)):

@@ -285,6 +285,30 @@ def test_operations_of_todays_models_and_neurons_have_cards() -> None:
     assert adaptive["unknown"] == []
 
 
+class _Unusual(nn.Module):
+    """Calls whose meaning depends on more than their name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.mix = nn.Parameter(torch.randn(4, 3)), nn.Parameter(torch.randn(1, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = F.embedding(torch.tensor([3, 1]), self.table, padding_idx=-1)  # the last row gets no gradient
+        h = torch.einsum("bi,ij", x, torch.einsum("bi,bj->ij", rows, self.mix))  # the second one repeats an operand
+        return h.where(h > 0, h * 0.1) + torch.where(h > 1, 1.0, h)
+
+
+def test_unusual_calls_are_recognised_or_named() -> None:
+    torch.manual_seed(0)
+    subject = TrainingStep(name="unusual", model=_Unusual(), x=torch.randn(2, 3), y=torch.tensor([0, 2]))
+    step = trace_step(subject)
+    kinds = [kind_of(node, step.trace) for node in step.trace.nodes]
+    assert [kind for kind, _ in kinds].count("where") == 2
+    assert [settings["out"] for kind, settings in kinds if kind == "einsum"] == ["bj"]
+    assert data_of(subject)["unknown"] == ["einsum"]
+    assert next(settings["padding"] for kind, settings in kinds if kind == "embedding") == 3
+
+
 KINDS: list[dict[str, Any]] = [
     {}, {"read": "mean"}, {"read": "last", "leaky": True}, {"unequal": True, "leaky": True},
     {"unequal": True, "read": "mean"}, {"unequal": True, "read": "last"},
