@@ -321,8 +321,12 @@ def test_rules_are_compared_and_animated(opened: Opened, tmp_path: Path) -> None
     wait_for(opened, ".player output", "iterations: 3")
     page.click(".relax")
     page.fill(".player input", "0")
-    shown = page.locator(".variant").first.locator("tbody tr").first.locator("td").first.inner_text()
-    assert float(shown.strip().rstrip("°")) == pytest.approx(frames[0]["layers"][0]["angle"], rel=1e-2)
+    angles = page.locator(".variant").first.locator("tbody tr td:nth-child(2)").all_inner_texts()
+    for shown, layer in zip(angles, frames[0]["layers"], strict=True):
+        if layer["angle"] is None:  # nothing has reached this layer yet
+            assert shown.strip() == "no gradient"
+        else:
+            assert float(shown.strip().rstrip("°").replace("−", "-")) == pytest.approx(layer["angle"], rel=1e-2, abs=1e-9)
     assert not serious(opened)
 
 
