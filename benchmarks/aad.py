@@ -22,6 +22,7 @@ import statistics
 import time
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -29,7 +30,21 @@ import torch
 from common import OURS, Result, Results, in_own_process, measure, option_parser, parse, save
 from torch import Tensor
 
-from spikeprop.plugins.aad import Dupire, Paths, Product, PseudoRandom, Scripted, Sobol, UpAndOut, price, risk
+from spikeprop.plugins.aad import (
+    SABR,
+    Dupire,
+    European,
+    Heston,
+    Model,
+    Paths,
+    Product,
+    PseudoRandom,
+    Scripted,
+    Sobol,
+    UpAndOut,
+    price,
+    risk,
+)
 from spikeprop.plugins.aad.paths import Batch
 
 STEPS, WIDTH, STRIKE, BARRIER, MATURITY = 156, 1.0, 120.0, 150.0, 3.0
@@ -64,6 +79,9 @@ def plain_payoff(spots: Tensor, discounts: Tensor) -> Tensor:
 
 PLAIN = Scripted(observations=PRODUCT.dates, script=plain_payoff)
 AVERAGE = Scripted(observations=PRODUCT.dates, script=lambda spots, discounts: discounts[-1] * spots.mean(1))
+
+
+ASIAN = Scripted(observations=PRODUCT.dates, script=lambda s, d: d[-1] * torch.relu(s.mean(1) - STRIKE))
 
 
 class Drawn(PseudoRandom):
@@ -104,15 +122,25 @@ def in_turns(contenders: dict[str, Callable[[], Any]], repeats: int) -> Result:
 
 def ours(options: argparse.Namespace) -> Result:
     """With each source of random numbers, without them, and for a payoff that needs every path to its end."""
-    here, found = model(), {}
-    cases: dict[str, tuple[Product, Paths]] = {
-        "Sobol": (PRODUCT, Sobol(paths=options.paths)),
-        "pseudo-random": (PRODUCT, PseudoRandom(paths=options.paths)),
-        "numbers drawn before": (PRODUCT, Drawn(paths=options.paths)),
-        "Sobol, average of all dates": (AVERAGE, Sobol(paths=options.paths)),
+    local, found = model(), {}
+    heston = Heston(spot=100, variance=0.05, mean_variance=0.04, reversion=1.5, volatility_of_variance=0.5, rho=-0.6, rate=0.01)
+    sabr = SABR(forward=100, alpha=2.5, beta=0.5, nu=0.4, rho=-0.3, rate=0.01)
+    european = European(strike=STRIKE, maturity=MATURITY)
+    cases: dict[str, tuple[Model, Product, type[Paths]]] = {
+        "Sobol": (local, PRODUCT, Sobol),
+        "pseudo-random": (local, PRODUCT, PseudoRandom),
+        "numbers drawn before": (local, PRODUCT, Drawn),
+        "numbers drawn before, European": (local, european, Drawn),
+        "numbers drawn before, Asian": (local, ASIAN, Drawn),
+        "Sobol, average of all dates": (local, AVERAGE, Sobol),
+        "Heston, European": (heston, european, Sobol),
+        "Heston, Asian": (heston, ASIAN, Sobol),
+        "SABR, European": (sabr, european, Sobol),
+        "SABR, Asian": (sabr, ASIAN, Sobol),
     }
-    for name, (product, paths) in cases.items():
-        works = {"price": lambda p=product, s=paths: price(here, p, s), "risk": lambda p=product, s=paths: risk(here, p, s)}
+    for name, (here, product, source) in cases.items():
+        given = here, product, source(paths=options.paths)
+        works = {"price": partial(price, *given), "risk": partial(risk, *given)}
         found[name] = in_turns(works, options.repeats)
     return {"paths": options.paths, "cases": found, **found["Sobol"]}
 

@@ -29,7 +29,7 @@ from spikeprop.plugins.matrix_decompositions import lq, pivoted_qr, qr
 SHAPES = {"square": (3, 3), "deep": (4, 2), "wide": (2, 4)}
 TYPES = {"real": torch.float64, "complex": torch.complex128}
 MODES = {"qr": ("reduced", "complete", "r"), "pivoted": ("reduced", "complete", "r"), "lq": ("reduced", "complete", "l")}
-TIMED = ((512, 128), (128, 512), (32, 64, 64))
+TIMED = ((512, 128), (128, 512), (32, 64, 64), (64, 64), (8, 8))
 Factors = Callable[[Tensor], tuple[Tensor, ...]]
 
 

@@ -30,7 +30,14 @@ SOURCE = re.compile(r"(?<![\w/.])((?:\w+/)+\w+\.py)\b")
 LINK = re.compile(r"!?\[(?:[^\[\]]|\[[^\]]*\])*\]\(([^)\s]+)\)")
 SNIPPETS = [
     (page, code)
-    for page in ("README.md", "docs/index.md", "docs/guides/conversion.md", "docs/guides/chips.md")
+    for page in (
+        "README.md",
+        "docs/index.md",
+        "docs/guides/conversion.md",
+        "docs/guides/chips.md",
+        "docs/plugins/aad.md",
+        "docs/plugins/matrix-decompositions.md",
+    )
     for code in re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
 ]
 MY_PROJECT = """

@@ -16,7 +16,10 @@ NETWORK = click.option("--network", "name", type=NETWORK_NAMES, help="Of a run f
 TRUSTED = click.option(
     "--import", "trusted", multiple=True, metavar="PACKAGE", help="Code from outside that a file's network or data may import."
 )
-TARGET = click.option("--target", metavar="CHIP", help="loihi2, loihi1, speck, xylo, generic or generic-BITS.")
+TARGET = click.option(
+    "--target", metavar="CHIP", help="loihi2, loihi1, speck, xylo, generic or generic-BITS.",
+    callback=lambda _context, _option, name: name and name.lower().replace("_", "-"),
+)  # fmt: skip
 
 
 class CheckpointPath(click.Path):

@@ -20,11 +20,13 @@ from torch import Tensor
 
 from spikeprop.deploy.reading import layer_names
 from spikeprop.deploy.writing import without_norms
+from spikeprop.errors import HardwareError
 from spikeprop.evaluate.summary import levels
 from spikeprop.runtime.progress import bar
 from spikeprop.snn import INPUT, SpikingNetwork, time_first
 
 REFERENCE_BATCH = 100  # samples whose spikes are compared at once
+VENDORS = ("loihi1", "speck", "xylo")  # chips whose arithmetic is not that of integer.py: ``simulate_on_chip`` has it
 
 
 @torch.no_grad()
@@ -61,7 +63,7 @@ def encoded(network: SpikingNetwork, x: Any, timesteps: int | None = None) -> np
 @dataclass(frozen=True, kw_only=True)
 class RunOn:
     """Where and how a NIR file runs: on Lava or in spikeprop-hardware's batched reference simulator, in float64 or in the
-    integers of a chip: Loihi 2's, or those of the chip that ``target`` names."""
+    integers of a chip: Loihi 2's, or generic ones that ``target`` names."""
 
     backend: Literal["lava", "reference"] = "lava"
     precision: Literal["float", "fixed"] = "float"
@@ -96,8 +98,10 @@ def compare(
 
     Raises:
         NirError: a file that is damaged.
-        HardwareError: Python 3.10 is missing, or the simulation failed.
+        HardwareError: a chip of other arithmetic, Python 3.10 is missing, or the simulation failed.
     """
+    if where.target is not None and (chip := hardware.target(where.target).name) in VENDORS:
+        raise HardwareError(f"the arithmetic of {chip} is its own: simulate_on_chip simulates it")
     size = len(images) if where.backend == "lava" else REFERENCE_BATCH  # Lava takes seconds to start
     graph = hardware.read_nir(file)
     names = layer_names(graph)

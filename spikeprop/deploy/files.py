@@ -14,8 +14,8 @@ from spikeprop_hardware import quantize_for_netx, step_model, write_netx
 from spikeprop_hardware import target as found_target
 from spikeprop_hardware.quantization import Widths
 
+from spikeprop.deploy.comparison import VENDORS
 from spikeprop.deploy.interchange import portable
-from spikeprop.deploy.vendor import VENDORS
 from spikeprop.deploy.writing import to_nir
 from spikeprop.errors import HardwareError, NirError
 from spikeprop.runtime.files import write_atomically

@@ -18,14 +18,12 @@ import spikeprop_hardware as hardware
 from spikeprop_hardware.recording import read_out
 from torch import Tensor
 
-from spikeprop.deploy.comparison import REFERENCE_BATCH, input_limit_of, record, steps_of
+from spikeprop.deploy.comparison import REFERENCE_BATCH, VENDORS, input_limit_of, record, steps_of
 from spikeprop.deploy.reading import layer_names
 from spikeprop.deploy.writing import to_nir
 from spikeprop.errors import HardwareError
 from spikeprop.runtime.batches import Sequences
 from spikeprop.snn import INPUT, SpikingNetwork
-
-VENDORS = ("loihi1", "speck", "xylo")
 
 
 def simulate_on_chip(
@@ -55,6 +53,12 @@ def simulate_on_chip(
     """
     if isinstance(images, Sequences):
         raise HardwareError("sequences of unequal length are not simulated on a chip: give those of one length")
+    target = hardware.target(target).name
+    if target not in VENDORS:
+        own = ", ".join(VENDORS)
+        raise HardwareError(
+            f"{target} is simulated by compare, with precision fixed; chips of an arithmetic of their own are {own}"
+        )
     module, graph = import_module(f"spikeprop_hardware.vendors.{target}"), hardware.read_nir(file)
     plan, names = hardware.lay_out(graph), layer_names(graph)
     late = module.late(plan)  # as many empty steps follow, in which what was sent arrives

@@ -80,6 +80,7 @@ def run_rows(values: dict[str, Any]) -> list[tuple[str, str]]:
         rows.append((f"{where} vs PyTorch, {simulated['samples']} samples", f"predictions agree {simulated['agreement']:.1f} %"))
         rows.append((f"{where} spike trains", f"{equal} ({simulated['spikes']:,} spikes)"))
         rows += [("not on Lava", simulated["why"])] if "why" in simulated else []
+        rows += _on_chip_rows(simulated.get("on_chip"))
         rows += chip_rows(simulated["chip"])
         rows += [(f"in integers, weights of {format_text(f['bits'])}", accuracy_text(f)) for f in simulated.get("bits", ())]
     elif "why" in simulated:
@@ -206,6 +207,15 @@ def chip_rows(chip: dict[str, Any]) -> list[tuple[str, str]]:
         return rows + [("cannot be placed", problem) for problem in chip["problems"]]
     kinds = {True: "does not fit", False: "note"}
     return rows + [(kinds[f["stops"]], _finding_text(f)) for f in chip.get("findings", ())]
+
+
+def _on_chip_rows(found: Mapping[str, Any] | None) -> list[tuple[str, str]]:
+    """Accuracy in the arithmetic of a chip that is not Lava's."""
+    if found is None:
+        return []
+    name, accuracy = found["target"], found["accuracy"]
+    text = f"{accuracy[name]:.2f} % of {found['samples']} samples (PyTorch {accuracy['pytorch']:.2f} %)"
+    return [(f"{TITLES[name]}, in its own integers", text)]
 
 
 def _finding_text(finding: Mapping[str, Any]) -> str:

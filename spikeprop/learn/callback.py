@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from spikeprop.errors import TrainingCollapsed
+from spikeprop.learn.schedule import Constant, Schedule
 from spikeprop.runtime.batches import Batches
 from spikeprop.runtime.files import append_line, write_text
 from spikeprop.runtime.progress import bar
@@ -32,6 +33,8 @@ class TrainingState:
     history: list[dict[str, Any]] = field(default_factory=list)
     sums: dict[str, float] = field(default_factory=dict)
     batches: Batches | None = None  # this process's, for callbacks that read data
+    schedule: Schedule = field(default_factory=Constant)
+    relearns: int | None = None  # an epoch that begins with weights that a callback has drawn anew, and so at chance
 
     @property
     def steps_done(self) -> int:
@@ -144,7 +147,7 @@ class MetricsLog(Callback):
 
 
 class CollapseGuard(Callback):
-    """Stops a training whose accuracy over an epoch is under chance, with advice.
+    """Stops a training whose accuracy over an epoch is under chance, with advice; not in an epoch after an announced reset.
 
     Args:
         classes: number of classes; chance is 1/classes.
@@ -156,6 +159,8 @@ class CollapseGuard(Callback):
 
     def on_epoch(self, training: TrainingState, metrics: dict[str, Any]) -> None:
         accuracy = metrics["accuracy"]
+        if training.relearns == training.epoch:
+            return
         if accuracy is not None and training.seen >= self.least and accuracy < self.chance:
             raise TrainingCollapsed(
                 f"training collapsed: {accuracy:.2f} % in epoch {training.epoch + 1} is under chance "

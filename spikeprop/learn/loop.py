@@ -123,7 +123,7 @@ def fit(
     source = batches if isinstance(batches, Batches) else _Replayed(batches, seed)
     if processes.count > 1 and isinstance(batches, Shardable):
         source = batches.shard(processes)
-    training = TrainingState(model, optimizer, epochs, len(source), batches=source)
+    training = TrainingState(model, optimizer, epochs, len(source), batches=source, schedule=schedule or Constant())
     _check(training, rule, callbacks, processes)
     if memory_format is not None and is_sharded(model):
         raise ValueError("a network that is sharded over processes keeps torch's own memory layout: leave memory_format out")
@@ -133,7 +133,7 @@ def fit(
     progress.resume()
     settings = LoopSettings(
         rule=rule,
-        schedule=schedule or Constant(),
+        schedule=training.schedule,
         seed=seed,
         clip=clip,
         autocast=autocast,

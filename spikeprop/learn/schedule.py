@@ -15,6 +15,10 @@ class Schedule(ABC):
     def __call__(self, progress: float) -> float:
         """Factor at ``progress`` = steps done / all steps."""
 
+    def warming(self, progress: float) -> float:
+        """The factor while the rate rises at the beginning, and 1 afterwards: for rates that have a schedule of their own."""
+        return 1.0
+
 
 @dataclass(frozen=True, kw_only=True)
 class Steps(Schedule):
@@ -52,9 +56,12 @@ class Cosine(Schedule):
         if not 0 <= self.warmup < 1:
             raise ValueError(f"warmup is {self.warmup}; it is a fraction of the training, in [0, 1)")
 
+    def warming(self, progress: float) -> float:
+        return (progress + 1e-3) / (self.warmup + 1e-3) if progress < self.warmup else 1.0
+
     def __call__(self, progress: float) -> float:
         if progress < self.warmup:
-            return (progress + 1e-3) / (self.warmup + 1e-3)
+            return self.warming(progress)
         return 0.5 * (1 + math.cos(math.pi * (progress - self.warmup) / (1 - self.warmup)))
 
 
@@ -74,6 +81,9 @@ class Triangular(Schedule):
 
     def __post_init__(self) -> None:
         _check_cycle(self.start, self.peak, self.end)
+
+    def warming(self, progress: float) -> float:
+        return self(progress) if progress < self.peak else 1.0
 
     def __call__(self, progress: float) -> float:
         if progress < self.peak:
@@ -97,6 +107,9 @@ class OneCycle(Schedule):
 
     def __post_init__(self) -> None:
         _check_cycle(self.start, self.peak, self.end)
+
+    def warming(self, progress: float) -> float:
+        return self(progress) if progress < self.peak else 1.0
 
     def __call__(self, progress: float) -> float:
         rising = progress < self.peak

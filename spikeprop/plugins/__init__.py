@@ -26,6 +26,7 @@ _MODULES: dict[str, str] = {
     "Interlocking": "interlocking",
     "L2SP": "rifle",
     "MAPPropagation": "map_propagation",
+    "ModelParallel": "interlocking.model_parallel",
     "PooledHead": "interlocking",
     "PythonSource": "interlocking",
     "PredictiveCoding": "local_rules",

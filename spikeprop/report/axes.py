@@ -6,6 +6,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+LEAST_PERCENT = 10.0  # of an axis of accuracies
+
 
 @dataclass(frozen=True)
 class ChartAxis:
@@ -37,6 +39,21 @@ def axis(values: Sequence[float], start: float, end: float, *, log: bool = False
         return ChartAxis(low * math.exp(-margin * reach), high * math.exp(margin * reach), start, end, log=True)
     reach = (high - low) or abs(high) or 1.0
     return ChartAxis(low - margin * reach, high + margin * reach, start, end)
+
+
+def percent_axis(values: Sequence[float], start: float, end: float) -> ChartAxis:
+    """An axis of percentages: at least 10 wide, so that a difference of a few images is small on it, and not beyond 0 and 100."""
+    low, high = min(values), max(values)
+    half = max(1.12 * (high - low), LEAST_PERCENT) / 2
+    top = min((low + high) / 2 + half, 100.0)
+    bottom = max(min((low + high) / 2 - half, top - LEAST_PERCENT), 0.0)
+    return ChartAxis(bottom, max(top, bottom + LEAST_PERCENT), start, end)
+
+
+def zero_axis(values: Sequence[float], start: float, end: float) -> ChartAxis:
+    """An axis that begins at 0, of values that are not below."""
+    low, high = min(values), max(values)
+    return axis(values, start, end) if low < 0 else ChartAxis(0.0, 1.06 * high or 1.0, start, end)
 
 
 def ticks(over: ChartAxis, wanted: int = 5) -> list[float]:

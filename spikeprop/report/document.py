@@ -7,10 +7,11 @@ from importlib.resources import files
 from typing import Any
 
 from spikeprop.experiment.run_record import RunRecord
-from spikeprop.report import comparison, plugin_section, run_section
-from spikeprop.report.charts import COLOURS
-from spikeprop.report.html import Markup, folded, join, note, table, tag
-from spikeprop.runtime.files import leaves
+from spikeprop.report import comparison, headline, plugin_section, run_section
+from spikeprop.report.charts import marker_key
+from spikeprop.report.html import Markup, folded, note, tag
+from spikeprop.report.provenance import provenance
+from spikeprop.report.training import training
 
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
 
@@ -43,13 +44,16 @@ def document(runs: Sequence[RunRecord], evidence: Sequence[Mapping[str, Any]], t
 
 
 def _main(runs: Sequence[RunRecord], evidence: Sequence[Mapping[str, Any]]) -> list[Markup]:
-    parts = [tag("h2", "Overview", id="overview"), _choice(runs), comparison.overview(runs)]
+    alone = len(runs) == 1
+    parts = [tag("h2", "Overview", id="overview")]
+    parts += [headline.tiles(runs[0]), headline.notes(runs[0], evidence[0])] if alone and runs[0].pipeline else []
+    parts += [_choice(runs), comparison.overview(runs)]
     if any(run.pipeline for run in runs):
         parts += [tag("h2", "Accuracy", id="accuracy"), comparison.curves(runs)]
     if any(run.metrics or (run.pipeline and _trains(run)) for run in runs):
-        parts += [tag("h2", "Training", id="training"), comparison.training(runs)]
-    parts += [_run(i, run, found, len(runs) == 1) for i, (run, found) in enumerate(zip(runs, evidence))]
-    return parts
+        parts += [tag("h2", "Training", id="training"), training(runs)]
+    parts += [_run(i, run, found, alone) for i, (run, found) in enumerate(zip(runs, evidence))]
+    return [*parts, tag("h2", "Provenance", id="provenance"), provenance(runs)]
 
 
 def _trains(run: RunRecord) -> bool:
@@ -66,49 +70,21 @@ def _run(number: int, run: RunRecord, found: Mapping[str, Any], alone: bool) -> 
         inside = run_section.sections(run, found, name)
     else:
         inside = plugin_section.sections(run, name)
-    parts = [inside, tag("h3", "Provenance", id=f"{name}-provenance"), _provenance(run)]
-    summary = "Layers, spikes, confusions, provenance" if run.pipeline else "Result and provenance"
-    heading = tag("h2", run.name if alone else f"{run.name} ({run.recipe})", id=name)
-    return tag(
-        "section",
-        heading,
-        *(parts if alone else [folded(summary, *parts)]),
-    )
-
-
-def _provenance(run: RunRecord) -> Markup:
-    about, report = run.about, run.report or {}
-    machine, commits = about.get("machine", {}), {name: stage.get("commit") for name, stage in run.stages.items()}
-    commits = commits or report.get("provenance", {}).get("commits", {})
-    seconds = {name: stage["seconds"] for name, stage in run.stages.items()} or report.get("seconds", {})
-    rows = [
-        ["recipe", run.recipe],
-        ["state", run.state],
-        ["seed", str(run.settings.get("seed", run.settings.get("seeds", "-")))],
-        ["begun", run.started()],
-        ["commit", str(about.get("commit"))],
-        ["device", str(report.get("device", "-"))],
-        *([key, str(value)] for key, value in machine.items()),
-        ["python", str(about.get("python", "-"))],
-        *([key, str(value)] for key, value in about.get("versions", {}).items()),
-        ["energy", str(report.get("energy_joules", {}).get("constants", "-"))],
-    ]
-    stages = [[name, f"{spent:.2f}", str(commits.get(name))] for name, spent in seconds.items()]
-    settings = [[key, str(value)] for key, value in leaves(run.settings).items()]
-    return join([
-        table("Machine, versions and settings of the run", ["what", "value"], rows),
-        table("Seconds and commit by stage", ["stage", "seconds", "commit"], stages) if stages else Markup(),
-        folded("Settings", table("The resolved recipe", ["key", "value"], settings)),
-    ])  # fmt: skip
+    several = [headline.tiles(run), headline.notes(run, found)] if run.pipeline and not alone else []
+    summary = "Network, spikes, confusions, conversion" if run.pipeline else "Result"
+    heading = tag("h2", f"{run.name} ({run.recipe})", id=name)
+    return tag("section", heading, *several, inside if alone else folded(summary, inside))
 
 
 def _contents(runs: Sequence[RunRecord]) -> Markup:
     links = [("overview", "Overview")]
     links += [("accuracy", "Accuracy")] if any(run.pipeline for run in runs) else []
     links += [("training", "Training")] if any(run.metrics for run in runs) else []
-    links += [(f"run-{i}", run.name) for i, run in enumerate(runs)]
     if len(runs) == 1 and runs[0].pipeline:  # a long page
         links += run_section.links(runs[0], "run-0")
+    else:
+        links += [(f"run-{i}", run.name) for i, run in enumerate(runs)]
+    links.append(("provenance", "Provenance"))
     return tag("nav", tag("ul", *(tag("li", tag("a", text, href=f"#{name}")) for name, text in links)), aria_label="Contents")
 
 
@@ -117,7 +93,7 @@ def _choice(runs: Sequence[RunRecord]) -> Markup:
     if len(runs) == 1:
         return Markup()
     ticked = [tag("input", type="checkbox", checked="checked", data_shows=i) for i in range(len(runs))]
-    swatches = [tag("span", class_=f"swatch c{i % COLOURS}") for i in range(len(runs))]
+    swatches = [marker_key(i) for i in range(len(runs))]
     boxes = [tag("label", box, swatch, run.name) for box, swatch, run in zip(ticked, swatches, runs)]
     return tag("fieldset", tag("legend", "Curves shown"), *boxes, class_="choice")
 

@@ -32,7 +32,7 @@ from spikeprop.runtime.files import file_hash, read_json, write_json
 from spikeprop.runtime.seeding import seed_torch
 from spikeprop.snn import SpikingNetwork
 
-FORMAT = 4
+FORMAT = 5
 SHOWN = 8  # images predicted correctly, and as many predicted wrongly
 FEW_CLASSES = 100  # with more, only the commonest confusions are listed
 
@@ -55,8 +55,8 @@ def evidence(run: RunRecord, samples: int = 500, trusted: Collection[str] = ()) 
         trusted: packages that the folder's files may have imported.
 
     Returns:
-        JSON values: network, timesteps, thresholds by layer, confusion, examples and rasters, as far as available, and "missing":
-        what is not available, with the reason.
+        JSON values: network, timesteps, its architecture and notes, thresholds by layer, confusion, examples and
+        rasters, as far as available, and "missing": what is not available, with the reason.
     """
     if not run.pipeline:
         return {"missing": {}}
@@ -83,7 +83,7 @@ def _made(run: RunRecord, kind: str, samples: int, trusted: Collection[str]) -> 
         return {"temporary": True, "missing": dict.fromkeys(("thresholds", "confusion", "examples", "rasters"), str(error))}
     network = loaded.network
     assert isinstance(network, SpikingNetwork)
-    found: dict[str, Any] = {"network": kind, "timesteps": run.steps, "missing": {}, "thresholds": _thresholds(network)}
+    found: dict[str, Any] = {"network": kind, "timesteps": run.steps, "missing": {}, **_network(network)}
     try:
         source = data_component(run.settings["data"], loaded.trusted)
         data = source.build()
@@ -214,12 +214,15 @@ def _rasters(
 
 
 @torch.no_grad()
-def _thresholds(network: SpikingNetwork) -> dict[str, dict[str, float]]:
+def _network(network: SpikingNetwork) -> dict[str, Any]:
+    """Its layers as its summary describes them, their thresholds, and what its conversion noted."""
+    keys = ("name", "reads", "synapses", "shape", "parameters", "neuron")
+    layers = [{key: getattr(layer, key) for key in keys} for layer in network.summary().layers]
     found = {}
     for name, dynamics in network.dynamics().items():
         theta = dynamics.spike_size.float()
         found[name] = {"least": float(theta.min()), "mean": float(theta.mean()), "largest": float(theta.max())}
-    return found
+    return {"architecture": layers, "notes": list(network.notes), "thresholds": found}
 
 
 def _kept(run: RunRecord, kind: str) -> Path:

@@ -1,13 +1,18 @@
-"""HTML as text: elements with escaped content, tables with scoped headings, figures with their numbers."""
+"""HTML as text: elements with escaped content, tables with scoped headings, figures with their numbers.
+
+The script gives every table with a caption its sorting and CSV, and every figure its SVG, CSV and table of numbers, from what the
+elements say of themselves; so a figure's numbers are on the page once.
+"""
 
 from __future__ import annotations
 
 import html
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 VOID = {"img", "meta", "link", "input"}
+FEW_COLUMNS = 3  # a table with more becomes cards on a phone
 
 
 class Markup(str):
@@ -28,23 +33,24 @@ def join(parts: Iterable[Any], between: str = "") -> Markup:
     return Markup(between.join(part if isinstance(part, Markup) else html.escape(str(part)) for part in parts))
 
 
-def table(caption: str, heads: Sequence[Any], rows: Iterable[Sequence[Any]], **attributes: Any) -> Markup:
-    """A table whose first column contains row headings; a wide table scrolls on its own."""
+def table(caption: str, heads: Sequence[Any], rows: Iterable[Sequence[Any]], *, kind: str = "", **attributes: Any) -> Markup:
+    """A table whose first column contains row headings; a wide one scrolls on its own, and is a stack of cards on a phone."""
     head = tag("tr", *(tag("th", text, scope="col") for text in heads))
     body = [tag("tr", tag("th", first, scope="row"), *(_cell(value) for value in others)) for first, *others in rows]
-    complete = tag("table", tag("caption", caption), tag("thead", head), tag("tbody", *body), **attributes)
+    classes = f"{kind} many".strip() if len(heads) > FEW_COLUMNS else kind or None
+    complete = tag("table", tag("caption", caption), tag("thead", head), tag("tbody", *body), class_=classes, **attributes)
     return tag("div", complete, class_="wide", tabindex=0, role="region", aria_label=caption)
 
 
-def numbers(caption: str, heads: Sequence[Any], rows: Iterable[Sequence[Any]]) -> Markup:
-    """The numbers of a figure, collapsed."""
-    return tag("details", tag("summary", "Numbers"), table(caption, heads, rows))
-
-
-def figure(name: str, picture: Markup, caption: str, *below: Markup) -> Markup:
+def figure(name: str, picture: Markup, caption: str, *below: Markup, **attributes: Any) -> Markup:
     """A picture with its caption and further parts below; ``name`` is its id."""
-    drawn = tag("div", picture, class_="drawing", tabindex=0, role="group", aria_label=caption)  # it scrolls where it is narrow
-    return tag("figure", drawn, tag("figcaption", caption), *below, id=name)
+    return tag("figure", tag("div", picture, class_="drawing"), tag("figcaption", caption), *below, id=name, **attributes)
+
+
+def facts(found: Mapping[str, Any]) -> Markup:
+    """Names with their values; what is None is left out."""
+    pairs = [tag("div", tag("dt", name), tag("dd", _text(value))) for name, value in found.items() if value is not None]
+    return tag("dl", *pairs, class_="facts")
 
 
 def note(*text: Any) -> Markup:
@@ -52,9 +58,9 @@ def note(*text: Any) -> Markup:
     return tag("p", *text, class_="note")
 
 
-def folded(summary: Any, *children: Any, unfolded: bool = False) -> Markup:
+def folded(summary: Any, *children: Any, unfolded: bool = False, **attributes: Any) -> Markup:
     """Content that is collapsed until the reader opens it."""
-    return tag("details", tag("summary", summary), *children, **({"open": "open"} if unfolded else {}))
+    return tag("details", tag("summary", summary), *children, **({"open": "open"} if unfolded else {}), **attributes)
 
 
 def percent(value: float | None) -> str:
@@ -72,6 +78,8 @@ def number(value: Any) -> str:
 
 
 def _cell(value: Any) -> Markup:
-    if isinstance(value, Markup) and value.startswith("<td"):
-        return value
-    return tag("td", value if isinstance(value, str) else number(value))
+    return value if isinstance(value, Markup) and value.startswith("<td") else tag("td", _text(value))
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else number(value)

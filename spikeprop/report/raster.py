@@ -31,7 +31,7 @@ def raster(network: SpikingNetwork, image: Tensor, timesteps: int | None) -> lis
 
     Returns:
         by layer, in order: its name, how many neurons it has, the numbers of those chosen, and their spikes as
-        [row among the chosen, step, payload]. An input that is not spikes is left out.
+        [row among the chosen, step, payload]. An input that is the same at every step has no spikes and "values", from -1 to 1.
     """
     chosen: dict[str, Tensor] = {}
     sizes: dict[str, int] = {}
@@ -51,7 +51,19 @@ def raster(network: SpikingNetwork, image: Tensor, timesteps: int | None) -> lis
     spiking = [name for name in trains if name != INPUT or timesteps is None or not network.encoder.constant]
     names = [spiking[i] for i in _even(len(spiking), LAYERS).tolist()]
     found = {name: _events(torch.cat(trains[name])) for name in names}
-    return [{"name": n, "neurons": sizes[n], "chosen": chosen[n].tolist(), "spikes": found[n]} for n in names]
+    shown = [{"name": n, "neurons": sizes[n], "chosen": chosen[n].tolist(), "spikes": found[n]} for n in names]
+    if timesteps is None or not network.encoder.constant:
+        return shown
+    return [_constant(network.encoded(x, timesteps)[0, 0]), *shown]
+
+
+def _constant(step: Tensor) -> dict[str, Any]:
+    """An input that is not spikes: chosen values of what enters at every step, as parts of the largest."""
+    values = step.flatten().float()
+    chosen = _even(len(values), NEURONS)
+    shares = (values[chosen] / values.abs().max().clamp(min=1e-12)).cpu().tolist()
+    about = {"neurons": len(values), "chosen": chosen.tolist(), "spikes": []}
+    return {"name": INPUT, **about, "values": [round(share, 3) for share in shares]}
 
 
 @torch.no_grad()

@@ -287,7 +287,7 @@ def test_budget(finished: Path) -> None:
     result = spikeprop("budget", finished / "network.nir", "--samples", 5)
     assert result.exit_code == 0, result.output
     assert re.search(r"Loihi 2, estimated +\d+ cores, 1 chip", result.output)
-    assert re.search(r"SynOps a sample +[1-9][\d,]+ \(mean of 5\)\n +energy a sample \(.+\) +[\d.]+ uJ", result.output)
+    assert re.search(r"SynOps a sample +[1-9][\d,]+ \(mean of 5; T = \d+\)", result.output)
     assert re.search(
         r"layer +neurons +synapses +fan in +fan out +spike bits +axons +axons per core +bytes +cores +limited by\n", result.output
     )

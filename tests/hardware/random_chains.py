@@ -12,11 +12,12 @@ from typing import Any
 import nir
 import numpy as np
 import torch
-from spikeprop_hardware.graph import StepLIF
+from spikeprop_hardware.graph import ALIF, GradedIF, StepLIF
+from spikeprop_hardware.topology import back_edges, flat
 from torch import nn
 
 from spikeprop.deploy import to_nir
-from spikeprop.snn import IF, INPUT, LIF, CubaLIF, Direct, Layer, Neuron, SpikingNetwork, Synapse
+from spikeprop.snn import IF, INPUT, LIF, PLIF, CubaLIF, Direct, Layer, Neuron, SpikingNetwork, Synapse
 from tests.hardware.random_graphs import random_graph
 from tests.hardware.random_networks import random_network
 
@@ -36,6 +37,31 @@ def drawn(seed: int) -> tuple[nir.NIRGraph, np.ndarray, np.ndarray]:
         graph = _recurrent(rng) if kind == "recurrent" else to_nir(_chain(kind, rng))
         inputs = rng.integers(-8, 17, (2, STEPS, *graph.nodes["input"].input_type["input"])) / 8
     return graph, inputs, rng.integers(0, 3, inputs.shape)
+
+
+def parametric(seed: int) -> tuple[SpikingNetwork, np.ndarray]:
+    """A network of random_networks.py whose neurons are PLIF, of leaks that are halves, and inputs."""
+    network, inputs = random_network(seed)
+    for layer in dict(network.named_layers()).values():
+        if isinstance(layer.neuron, IF | LIF):
+            neuron = PLIF(tau=2.0, decay_input=bool(seed % 2), reset=layer.neuron.reset).double()
+            neuron.v_threshold, neuron.v_init = layer.neuron.v_threshold, layer.neuron.v_init
+            layer.neuron = neuron
+    return network, inputs
+
+
+def computed(graph: nir.NIRGraph) -> set[str]:
+    """What a graph holds of all that is drawn: kinds of nodes, resets, biases and loops."""
+    found = {"loop"} if back_edges(flat(graph)) else set()
+    for node in graph.nodes.values():
+        found.add(type(node).__name__)
+        if isinstance(node, GradedIF):
+            found.add("several levels" if int(node.levels) > 1 else "one level")
+        elif isinstance(node, StepLIF | ALIF):
+            found.add("reset to zero" if int(node.to_zero) else "reset by subtraction")
+            found |= {"synaptic current"} if np.any(getattr(node, "synaptic_leak", 0)) else set()
+        found |= {"bias"} if np.any(getattr(node, "bias", 0)) else set()
+    return found
 
 
 def _chain(kind: str, rng: np.random.Generator) -> SpikingNetwork:

@@ -102,7 +102,7 @@ def test_a_file_without_max_pooling_is_read_as_nir_reads_it(tmp_path: Path) -> N
 def test_export_for_other_libraries_refuses_max_pooling_as_they_do(tmp_path: Path, library: str) -> None:
     network = small(IF())  # it also resets by subtraction
     with pytest.raises(NirError, match=f"max pooling of spikes by their counts, which {library} does not have; .*average"):
-        export(network, tmp_path / "n.nir", target=library)
+        export(network, tmp_path / "n.nir", library=library)
     assert not list(tmp_path.iterdir())
     pytest.importorskip(library, reason="the interop extra is not installed")
     graph = to_nir(small(IF(reset="zero")))  # their own neurons, so that it is the pooling that they do not know

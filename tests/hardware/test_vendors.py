@@ -14,9 +14,9 @@ from spikeprop_hardware.environment import Environment
 from spikeprop_hardware.quantization import quantize_network
 from spikeprop_hardware.vendors import loihi1, speck, xylo
 
-from spikeprop.deploy import from_nir
+from spikeprop.deploy import from_nir, to_nir
 from spikeprop.errors import NirError
-from tests.hardware.random_chains import KINDS, drawn
+from tests.hardware.random_chains import KINDS, computed, drawn, parametric
 from tests.hardware.random_networks import simulate_in_torch
 
 CHIPS: dict[str, Any] = {"xylo": xylo, "speck": speck, "loihi1": loihi1}
@@ -105,14 +105,31 @@ def assert_round_trip(graph: nir.NIRGraph, inputs: np.ndarray, file: Path) -> No
 @pytest.mark.slow
 def test_200_random_networks_are_equal_in_pytorch_in_a_file_and_in_the_vendors_simulators(tmp_path: Path) -> None:
     pairs: dict[str, Pairs] = {chip: [] for chip in CHIPS}
+    held: set[str] = set()
     for seed in range(200):
         graph, inputs, counts = drawn(seed)
+        held |= computed(graph)
         assert_round_trip(graph, inputs, tmp_path / "n.nir")
         for chip, pair in on_chips(graph, counts).items():
             pairs[chip].append(pair)
     assert all(len(found) >= 25 for found in pairs.values()), {chip: len(found) for chip, found in pairs.items()}
+    assert held >= {
+        "IF", "LIF", "CubaLIF", "ALIF", "StepLIF", "synaptic current", "GradedIF", "one level", "several levels", "reset to zero",
+        "reset by subtraction", "bias", "AvgPool2d", "SpikingMaxPool2d", "Conv2d", "Linear", "Affine", "Scale", "loop", "Delay",
+    }  # fmt: skip
     for chip, found in pairs.items():
         assert assert_equal(chip, found, make=True) > 1000
+
+
+@pytest.mark.parametrize("seeds", [range(4), pytest.param(range(4, 32), marks=pytest.mark.slow)], ids=["few", "many"])
+def test_neurons_of_a_trained_time_constant_are_equal_in_a_file_and_in_the_simulator(seeds: range) -> None:
+    for seed in seeds:
+        network, inputs = parametric(seed)
+        trains, _, _ = simulate_in_torch(network, inputs)
+        simulated = Simulator(lay_out(to_nir(network)), threads=1).run(inputs)
+        for name, train in trains.items():
+            np.testing.assert_array_equal(train.reshape(*train.shape[:2], -1), simulated.spikes[name])
+        assert sum(train.sum() for train in trains.values()) > 20
 
 
 def test_a_network_of_each_kind_is_equal_in_pytorch_and_in_a_file(tmp_path: Path) -> None:

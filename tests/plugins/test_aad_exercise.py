@@ -13,6 +13,7 @@ from spikeprop.errors import MarketError
 from spikeprop.plugins.aad import (
     Bermudan,
     BlackScholes,
+    Book,
     HullWhite,
     PseudoRandom,
     Scripted,
@@ -21,6 +22,7 @@ from spikeprop.plugins.aad import (
     bump,
     choose_width,
     price,
+    prices,
     risk,
 )
 
@@ -85,6 +87,8 @@ def test_bermudan_option_on_a_bond_is_worth_more_than_its_european_options() -> 
 
 
 def test_invalid_exercises_are_refused() -> None:
+    with pytest.raises(MarketError, match="fitted on PseudoRandom paths with seed 7, and knows their future"):
+        prices(MODEL, Book(products={"put": put()}), PseudoRandom(paths=64, seed=7))
     with pytest.raises(MarketError, match="width is 0"):
         put(width=0.0)
     with pytest.raises(MarketError, match=r"it must return \(paths, dates\)"):

@@ -89,3 +89,13 @@ def test_what_rules_measure_is_kept_by_epoch_and_drawn(tmp_path: Path) -> None:
         assert epoch["residual"] < 1e-5
         assert epoch["backward_passes"] == 1
     assert (tmp_path / "curves.png").stat().st_size > 5000
+
+
+def test_a_transfer_takes_the_pretrained_networks_of_another_run(tmp_path: Path) -> None:
+    first = run(transfer("seeds=[3]", "epochs=2"), tmp_path / "first").values
+    again = run(transfer("seeds=[3]", "epochs=2", f"pretrained={tmp_path / 'first'}"), tmp_path / "again").values
+    assert again["pretrained"] == first["pretrained"]
+    assert again["arms"] == first["arms"]
+    other = transfer("seeds=[3]", "epochs=2", f"pretrained={tmp_path / 'first'}", "source_classes=[5, 6, 7, 8, 0]")
+    with pytest.raises(RecipeError, match=r"first holds another pretraining \(it differs in source_classes"):
+        run(other, tmp_path / "other")

@@ -30,7 +30,7 @@ def text() -> tuple[Tensor, Tensor]:
 @pytest.mark.parametrize("reach", [1, 2, None])
 def test_each_segment_of_a_transformer_follows_one_loss(reach: int | None) -> None:
     model, (x, y) = small().double(), text()
-    rule = Interlocking(cuts=4, reach=reach, head=TokenHead())
+    rule = Interlocking(cuts=4, reach=reach, combine="furthest", head=TokenHead())
     rule.prepare(model, x)
     assert len(rule.own) == (3 if reach == 1 else 2 if reach == 2 else 0)
     twin = copy.deepcopy(model)

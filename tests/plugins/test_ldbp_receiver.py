@@ -381,7 +381,7 @@ def test_one_percent_of_the_peak() -> None:
 
 
 def test_rates_rise_stay_and_fall_by_a_cosine() -> None:
-    how = Fitting(iterations=100, decay=100, final=0.2, warmup=4)
+    how = Fitting(iterations=100, decay=100, decay_to=0.2, warmup=4)
     assert [how.share(i, None) for i in (0, 1, 3, 90)] == pytest.approx([0.25, 0.5, 1, 1])
     assert [how.share(i, 70) for i in (70, 120, 170)] == pytest.approx([1, 0.6, 0.2])
     assert Fitting().share(700, None) == 1
@@ -413,7 +413,7 @@ def test_constant_rates_end_at_a_plateau() -> None:
         (lambda: EqualizerSettings(passes=0), "passes is 0"),
         (lambda: Fitting(batch=0), "batch is 0"),
         (lambda: Fitting(rotation_lr=-1.0), r"rotation_lr is -1\.0"),
-        (lambda: Fitting(final=2.0), r"final is 2\.0"),
+        (lambda: Fitting(decay_to=2.0), r"decay_to is 2\.0"),
         (lambda: Fitting(window=0), "window is 0"),
         (lambda: Fitting(plateau_db=-1.0), r"plateau_db is -1\.0; it cannot be negative; use 0"),
         (lambda: Backward(equalizer_taps=2), "equalizer_taps is 2; give an odd number below 1,000, or 0 for no equaliser"),

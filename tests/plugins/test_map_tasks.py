@@ -199,12 +199,15 @@ def test_recipes_of_control_run(name: str, tmp_path: Path) -> None:
     assert {"report.json", "report.png", "map.safetensors", "recipe.yaml"} <= {p.name for p in (tmp_path / "r").iterdir()}
 
 
-@pytest.mark.parametrize("name", ["map_multiplexer", "map_regression"])
-def test_recipes_of_bandits_run(name: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "learners"),
+    [("map_multiplexer", ["map", "backprop", "stochastic", "reinforce"]), ("map_regression", ["map", "backprop", "reinforce"])],
+)
+def test_recipes_of_bandits_run(name: str, learners: list[str], tmp_path: Path) -> None:
     result = CliRunner().invoke(main, ["run", name, "--smoke", "--out", str(tmp_path / "r")])
     assert result.exit_code == 0, result.output
     report = json.loads((tmp_path / "r" / "report.json").read_text())
-    assert list(report["learners"]) == ["map", "backprop", "reinforce"]
+    assert list(report["learners"]) == learners
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import json
+import os
 from collections.abc import Callable
 from itertools import product
 from pathlib import Path
@@ -16,7 +18,7 @@ from torch.func import grad, hessian, jacfwd, jacrev, vmap
 from spikeprop.errors import RankError, RecipeError
 from spikeprop.experiment.context import Context
 from spikeprop.experiment.run_folder import RunFolder
-from spikeprop.plugins.matrix_decompositions import least_squares, lq, minimum_norm, pivoted_qr, qr
+from spikeprop.plugins.matrix_decompositions import apply_q, least_squares, lq, minimum_norm, pivoted_qr, qr
 from spikeprop.recipe import load_recipe
 
 # torch warns about its own torch.jit.script at the first use of forward mode
@@ -399,3 +401,42 @@ def test_another_device_gives_the_same_gradients() -> None:
     for shape in SHAPES:
         a = matrix(shape, batch=(2,))
         torch.testing.assert_close(vmap(grad(losses))(a.cuda()).cpu(), vmap(grad(losses))(a))
+
+
+def test_q_is_applied_without_being_formed_with_both_derivatives() -> None:
+    for shape, kind, batch in product(SHAPES, TYPES, [(), (2,)]):
+        a = matrix(shape, kind, batch).requires_grad_()
+        q, r = qr(a)
+        for adjoint in (False, True):
+            rows = q.shape[-2] if adjoint else q.shape[-1]
+            c = torch.randn(*batch, rows, 2, dtype=a.dtype, generator=torch.Generator().manual_seed(1)).requires_grad_()
+            found = apply_q(a, c, adjoint=adjoint)
+            torch.testing.assert_close(tuple(found), ((q.mH if adjoint else q) @ c, r))
+            if batch:
+                continue
+            inputs, function = (a, c), lambda a, c, adjoint=adjoint: tuple(apply_q(a, c, adjoint=adjoint))
+            assert gradcheck(function, inputs, fast_mode=True)
+            assert gradgradcheck(function, inputs, fast_mode=True)
+
+
+def test_what_apply_q_cannot_use_is_refused() -> None:
+    a = matrix("deep").requires_grad_()
+    with pytest.raises(ValueError, match=r"apply_q: C is \(3, 1\), torch.float64; it must be \(4,\) and a number of columns"):
+        apply_q(a, torch.ones(3, 1, dtype=a.dtype), adjoint=True)
+    with pytest.raises(RankError, match=r"apply_q: column 1 depends"):
+        apply_q(_dependent(a.detach()[None])[0].requires_grad_(), torch.ones(2, 1, dtype=a.dtype))
+
+
+def test_jax_differentiates_pivoted_wide_qr_wrongly(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Measured where an interpreter with JAX is named; elsewhere the script says why there is no measurement."""
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "benchmarks"))
+    script = importlib.import_module("jax_pivoted_qr")
+    python = os.environ.get("SPIKEPROP_JAX_PYTHON")
+    if python is None:
+        assert script.main(["--python", "/no/python"]) == script.ABSENT
+        assert "has no JAX" in capsys.readouterr().out
+        pytest.skip("no interpreter with JAX in SPIKEPROP_JAX_PYTHON")
+    for seed in range(3):
+        found = script.compared(python, seed)
+        assert found["apart"]["ours"] < 1e-7
+        assert found["apart"]["jax"] > 0.1

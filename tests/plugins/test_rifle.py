@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,8 @@ from torchvision.models import mobilenet_v2, resnet18, vgg11
 
 from spikeprop import Backprop, Digits, fit
 from spikeprop.ann import MLP, ResNet
-from spikeprop.errors import CheckpointError, RecipeError, SegmentError
-from spikeprop.learn import Callback, Constant, Cosine, LearningRule, Schedule, TrainingState
+from spikeprop.errors import CheckpointError, RecipeError, SegmentError, TrainingCollapsed
+from spikeprop.learn import Callback, CollapseGuard, Constant, Cosine, LearningRule, OneCycle, Schedule, TrainingState, Triangular
 from spikeprop.plugins import L2SP, RIFLE, ActivationRelaxation, BasicResNet, Interlocking
 from spikeprop.plugins.rifle.callbacks import find_head
 from spikeprop.plugins.rifle.transfer import few, only
@@ -130,6 +131,54 @@ def test_the_heads_rate_starts_anew_while_the_others_follow_the_schedule() -> No
     rest, head = zip(*watch.rates)
     assert rest == pytest.approx([0.025 * (1 + math.cos(math.pi * t / 12)) for t in range(12)])
     assert head == pytest.approx([0.025 * (1 + math.cos(math.pi * (t % 6) / 6)) for t in range(12)])
+
+
+@pytest.mark.parametrize("schedule", [Cosine(warmup=0.4), Triangular(peak=0.4, start=0.1), OneCycle(peak=0.4)])
+def test_the_head_warms_up_with_the_schedule_even_beyond_its_first_period(schedule: Schedule) -> None:
+    watch = Watch()
+    train(RIFLE(resets=3), watch, schedule=schedule)
+    rest, head = zip(*watch.rates)
+    cyclic = [0.025 * (1 + math.cos(math.pi * (t % 3) / 3)) for t in range(12)]
+    warming = [min(1.0, schedule(t / 12)) if t / 12 < 0.4 else 1.0 for t in range(12)]
+    assert head == pytest.approx([a * b for a, b in zip(cyclic, warming)])
+    assert rest == pytest.approx([0.05 * schedule(t / 12) for t in range(12)])
+    assert head[0] == pytest.approx(rest[0])
+
+
+@pytest.mark.parametrize(
+    ("epochs", "resets", "after"), [(6, 3, [2, 3, 4]), (8, 3, [2, 4, 6]), (7, 2, [2, 5]), (9, 5, [2, 3, 4, 6, 8])]
+)
+def test_periods_differ_by_at_most_one_epoch(epochs: int, resets: int, after: list[int]) -> None:
+    ends = RIFLE(resets=resets)._ends(epochs)
+    assert ends == after
+    lengths = [b - a for a, b in pairwise([0, *ends, epochs])]
+    assert max(lengths) - min(lengths) <= 1
+
+
+class LateGuard(CollapseGuard):
+    """Judges from the second epoch on."""
+
+    def on_epoch(self, training: TrainingState, metrics: dict[str, Any]) -> None:
+        if training.epoch:
+            super().on_epoch(training, metrics)
+
+
+class AlwaysWrong(Backprop):
+    """Reports scores that are wrong."""
+
+    def step(self, model: Any, x: Any, y: Any) -> dict[str, torch.Tensor]:
+        return super().step(model, x, y) | {"scores": nn.functional.one_hot((y + 1) % 10, 10).float()}
+
+
+def test_an_announced_reset_is_no_collapse_for_one_epoch(tmp_path: Path) -> None:
+    guard = LateGuard(10, least=1)
+    with pytest.raises(TrainingCollapsed, match="in epoch 2 "):
+        train(guard, rule=AlwaysWrong(), epochs=2)
+    train(guard, RIFLE(resets=1), rule=AlwaysWrong(), epochs=2)
+    for stop in (4, 99):  # resumed within the epoch after the reset
+        train(guard, RIFLE(resets=1), Interrupt(stop), rule=AlwaysWrong(), epochs=2, checkpoint=tmp_path / "p.safetensors")
+    with pytest.raises(TrainingCollapsed, match="in epoch 3 "):
+        train(guard, RIFLE(resets=2), rule=AlwaysWrong(), epochs=4)  # resets after epochs 1 and 3
 
 
 def test_l2sp_equals_hand_computed_values() -> None:

@@ -77,8 +77,11 @@ def test_raster_equals_the_networks_spikes(page_run: Path) -> None:
     image = next(Digits().test(360).epoch(0))[0][shown["number"]]
     trains, _ = record(network, image[None], run.steps)  # type: ignore[arg-type]
     trains.pop("input")
-    assert [layer["name"] for layer in shown["layers"]] == list(trains)
-    for layer in shown["layers"]:
+    constant, *layers = shown["layers"]
+    values = image.flatten()[constant["chosen"]] / image.abs().max()
+    assert constant["values"] == pytest.approx(values.tolist(), abs=1e-3)
+    assert [layer["name"] for layer in layers] == list(trains)
+    for layer in layers:
         flat_TN = trains[layer["name"]][0].reshape(run.steps, -1)
         assert layer["neurons"] == flat_TN.shape[1]
         expected = {

@@ -6,7 +6,6 @@ import html
 import json
 import re
 import shutil
-from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -21,53 +20,12 @@ from spikeprop.report.axes import axis, short, spaced, ticks
 from spikeprop.report.charts import WIDTH, Line, line_chart
 from spikeprop.report.comparison import _steps_and_bits
 from spikeprop.report.heatmaps import raster_map
+from tests.report.conftest import Opened, write
 
 RESULTS = Path(__file__).parent.parent.parent / "results"
 FIGURES = ["accuracy-steps", "accuracy-synops", "accuracy-energy", "training-ann-loss", "training-ann-accuracy",
            "training-finetune-loss", "training-finetune-accuracy", "run-0-rates", "run-0-thresholds", "run-0-raster-0",
-           "run-0-raster-1", "run-0-confusion"]  # fmt: skip
-
-
-def write(out: Path, *runs: Path) -> Path:
-    result = CliRunner().invoke(main, ["report", *map(str, runs), "-o", str(out)])
-    assert result.exit_code == 0, result.output
-    return out
-
-
-class Opened:
-    """An open page with its requests and console messages."""
-
-    def __init__(self, chromium: Any, file: Path, scheme: str):
-        self.said: list[str] = []
-        self.asked: list[str] = []
-        self.page = chromium.new_page(color_scheme=scheme)
-        self.page.on("console", lambda message: self.said.append(message.text))
-        self.page.on("pageerror", lambda error: self.said.append(str(error)))
-        self.page.on("request", lambda request: self.asked.append(request.url))
-        self.page.goto(file.as_uri())
-
-    def cells(self, caption: str) -> list[list[str]]:
-        """Text of a table's body, found by its caption."""
-        found = "[...document.querySelectorAll('table')].find(t => t.caption.textContent === caption)"
-        script = f"caption => [...{found}.tBodies[0].rows].map(r => [...r.cells].map(c => c.textContent))"
-        return self.page.evaluate(script, caption)
-
-    def points(self, figure: str, label: str) -> list[tuple[float, float]]:
-        """The values of a curve's circles."""
-        circles = f'#{figure} g[data-label="{label}"] circle'
-        return [tuple(p) for p in self.page.eval_on_selector_all(circles, "all => all.map(c => [+c.dataset.x, +c.dataset.y])")]
-
-
-@pytest.fixture(scope="module")
-def file(page_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write(tmp_path_factory.mktemp("html") / "report.html", page_run)
-
-
-@pytest.fixture(params=["light", "dark"])
-def opened(chromium: Any, file: Path, request: pytest.FixtureRequest) -> Iterator[Opened]:
-    found = Opened(chromium, file, request.param)
-    yield found
-    found.page.close()
+           "run-0-raster-1", "run-0-confusion", "layers-synops", "layers-energy", "seconds"]  # fmt: skip
 
 
 def test_graded_spikes_have_their_levels_and_bits_beside_accuracy() -> None:
@@ -112,20 +70,22 @@ def test_a_run_without_training_has_no_section_on_it_and_names_what_simulated_it
     assert all(f'<th scope="row">{name}</th>' in layers[0] for name in ("input", "all"))
 
 
-def test_page_opens_without_console_messages_and_loads_nothing(opened: Opened, file: Path) -> None:
+def test_page_opens_without_console_messages_and_loads_nothing(opened: Opened, page_file: Path) -> None:
     assert opened.said == []
-    assert opened.asked == [file.as_uri()]
-    assert "http" not in re.sub(r"http-equiv", "", file.read_text())
+    assert opened.asked == [page_file.as_uri()]
+    assert "http" not in re.sub(r"http-equiv", "", page_file.read_text())
+    assert page_file.stat().st_size < 200_000
 
 
 def test_every_figure_is_there_and_has_a_size(opened: Opened) -> None:
-    for name in FIGURES:
-        picture = opened.page.locator(f"#{name} svg[role=img]")
-        assert picture.count() == 1, name
-        box = picture.bounding_box()
-        assert box["width"] > 100, name
-        assert box["height"] > 40, name
-        assert picture.get_attribute("aria-label")
+    read = """names => names.map(n => [...document.querySelectorAll(`#${n} svg[role=img]`)].map(p => {
+      const box = p.getBoundingClientRect(); return [box.width, box.height, p.getAttribute("aria-label")]; }))"""
+    for cost, other in (("synops", "energy"), ("energy", "synops")):
+        opened.page.check(f"[name=cost][value={cost}]")
+        for name, found in zip(FIGURES, opened.page.evaluate(read, FIGURES), strict=True):
+            ((width, height, label),) = found
+            assert label, name
+            assert (width > 100 and height > 40) != name.endswith(f"-{other}"), name
     assert opened.page.locator("#run-0-correct img").count() == 8
 
 
@@ -135,23 +95,89 @@ def test_numbers_of_the_page_are_those_of_the_report(opened: Opened, page_run: P
     shares = [report["ann"]["accuracy"], report["converted"]["accuracy"]["8"], report["finetuned"]["accuracy"]["8"]]
     assert row[3:6] == [f"{value:.2f} %" for value in shares]
     assert row[7:9] == [f"{report['macs']:,}", f"{round(sum(report['synops'].values())):,}"]
+    table = {(name, steps): cells for name, steps, *cells in opened.cells("Every measured T")}
     for kind, label in (("converted", "converted"), ("finetuned", "fine-tuned")):
         by_steps = [(float(t), a) for t, a in report[kind]["accuracy"].items()]
-        assert opened.points("accuracy-steps", label) == by_steps
+        assert opened.points("accuracy-steps", label) == [(t, a, *report[kind]["interval"][str(int(t))]) for t, a in by_steps]
         active = report[kind]["activity"]
         assert opened.points("accuracy-synops", label) == [(sum(active[str(int(t))]["synops"].values()), a) for t, a in by_steps]
         assert opened.points("accuracy-energy", label) == [(active[str(int(t))]["energy_joules"] * 1e6, a) for t, a in by_steps]
+        for t, a in by_steps:
+            joules = active[str(int(t))]["energy_joules"]
+            cells = table[label, str(int(t))]
+            assert (cells[0], cells[4]) == (f"{a:.2f}", f"{joules * 1e6:.4g}")
+            assert cells[5] == f"{joules / report['energy_joules']['ann']:.3f}"
+    assert opened.points("accuracy-energy", "ANN") == [(report["energy_joules"]["ann"] * 1e6, shares[0])]
     layers = {row[0]: row for row in opened.cells("Layers at T = 8")}
     for layer, threshold in report["thresholds"].items():
         assert layers[layer][2] == f"{report['rates'][layer]:.4g}"
         assert float(layers[layer][4]) == pytest.approx(threshold, rel=1e-3)
+    errors = {row[0]: row for row in opened.cells("Relative difference between rates and the ANN's activations")}
+    for layer, by_steps in report["conversion_error"].items():
+        assert errors[layer][1:3] == [f"{by_steps[t]['total']:.3f}" for t in ("2", "8")]
+        at = by_steps[errors_at(opened)]
+        assert errors[layer][3] == max(("clipping", "quantisation", "unevenness"), key=at.__getitem__)
+
+
+def errors_at(opened: Opened) -> str:
+    """The T of the layers' causes."""
+    return opened.page.locator("th", has_text="most, T = ").inner_text().rpartition(" ")[2]
+
+
+def test_training_and_layers_are_those_of_the_run(opened: Opened, page_run: Path) -> None:
+    report = json.loads((page_run / "report.json").read_text())
     logged = [json.loads(line) for line in (page_run / "metrics.jsonl").read_text().splitlines()]
-    losses = [(e["epoch"] + 1, e["loss"]) for e in logged if e["stage"] == "ann"]
-    assert opened.points("training-ann-loss", page_run.name) == losses
-    counts = opened.page.eval_on_selector_all("#run-0-confusion g[data-count]", "all => all.map(g => [g.dataset.row === "
-                                              "g.dataset.column, +g.dataset.count])")  # fmt: skip
-    right, images = sum(n for hit, n in counts if hit), sum(n for _, n in counts)
-    assert 100 * right / images == pytest.approx(shares[2], abs=1e-9)
+    for stage, key in ((stage, key) for stage in ("ann", "finetune") for key in ("loss", "accuracy")):
+        expected = [(e["epoch"] + 1, e[key]) for e in logged if e["stage"] == stage]
+        assert opened.points(f"training-{stage}-{key}", "training") == expected
+    assert opened.points("training-ann-accuracy", "test") == [(5, report["ann"]["accuracy"])]
+    assert opened.points("training-finetune-accuracy", "test") == [(2, report["finetuned"]["accuracy"]["8"])]
+    rates = {
+        (layer, label): rate
+        for kind, label in (("converted", "converted"), ("finetuned", "fine-tuned"))
+        for layer, rate in report[kind]["activity"]["8"]["rates"].items()
+        if layer != "input"
+    }
+    assert opened.bars("run-0-rates") == rates
+    assert {n: v for (n, series), v in opened.bars("run-0-thresholds").items() if series == "as calibrated"} == report[
+        "thresholds"
+    ]
+    read = "all => all.map(a => [a.dataset.layer, a.dataset.rate === undefined ? null : +a.dataset.rate])"
+    drawn = dict(opened.page.eval_on_selector_all("#run-0-diagram a", read))
+    assert drawn == {"input": None, "classifier_4": None, **{n: rates[n, "fine-tuned"] for n in report["thresholds"]}}
+    best = opened.page.locator("#accuracy-steps [data-chosen]").get_attribute("data-chosen")
+    active = report["finetuned"]["activity"][str(int(float(best)))]
+    synops, joules = opened.bars("layers-synops"), opened.bars("layers-energy")
+    assert {name: value for (name, _), value in synops.items()} == active["synops"]
+    assert sum(joules.values()) == pytest.approx(1e6 * active["energy_joules"])
+    assert opened.bars("seconds") == {(stage, "seconds"): spent for stage, spent in report["seconds"].items()}
+
+
+def test_spikes_scores_and_confusions_are_those_of_the_evidence(opened: Opened, page_run: Path) -> None:
+    found = json.loads((page_run / "page.json").read_text())
+    for i, one in enumerate(found["rasters"]):
+        name = f"run-0-raster-{i}"
+        read = """all => all.map(b => [b.dataset.layer, b.dataset.neurons.split(" ").map(Number),
+          [...b.querySelectorAll("[data-payload]")]
+          .flatMap(p => [...p.getAttribute("d").matchAll(/M(\\d+) (\\d+)/g)].map(m => [+m[2], +m[1], +p.dataset.payload]))])"""
+        drawn = opened.page.eval_on_selector_all(f"#{name} [data-layer]", read)
+        assert [(n, chosen, sorted(spikes)) for n, chosen, spikes in drawn] == [
+            (layer["name"], layer["chosen"], sorted(layer["spikes"])) for layer in one["layers"]
+        ]
+        assert one["layers"][0]["name"] == "input"
+        for kind, values in one["scores"].items():
+            label = f"{kind}, correct" if kind == one["label"] else kind
+            assert opened.points(f"run-0-scores-{i}", label) == [(t, v) for t, v in enumerate(values, 1)]
+        for trace in one["potentials"]:
+            figure = f"run-0-potential-{trace['name']}-{i}"
+            assert [v for _, v in opened.points(figure, f"{trace['name']}, neuron {trace['neuron']}")] == trace["values"]
+            assert {v for _, v in opened.points(figure, "threshold")} == {trace["threshold"]}
+    read = "all => all.map(g => [+g.dataset.row, +g.dataset.column, +g.dataset.count])"
+    cells = opened.page.eval_on_selector_all("#run-0-confusion g[data-count]", read)
+    assert {(r, c): n for r, c, n in cells} == {
+        (r, c): n for r, line in enumerate(found["confusion"]["counts"]) for c, n in enumerate(line) if n
+    }
+    assert opened.cells("Commonest confusions") == [list(map(str, row)) for row in found["confusion"]["commonest"]]
 
 
 def test_page_is_accessible(opened: Opened) -> None:
@@ -177,7 +203,7 @@ CONTRAST = """() => {
   const paper = light(getComputedStyle(document.body).backgroundColor);
   const ratio = c => { const l = light(c); return (Math.max(l, paper) + 0.05) / (Math.min(l, paper) + 0.05); };
   const of = (selector, key) => ratio(getComputedStyle(document.querySelector(selector))[key]);
-  return {text: of('p', 'color'), head: of('thead th', 'color'), caption: of('figcaption', 'color'), link: of('a', 'color'),
+  return {text: of('.note', 'color'), head: of('thead th', 'color'), caption: of('figcaption', 'color'), link: of('a', 'color'),
     tick: of('svg text.tick', 'fill')};
 }"""
 
@@ -198,6 +224,14 @@ def test_curves_of_several_runs_are_overlaid_and_can_be_hidden(chromium: Any, pa
     opened.page.locator('[data-shows="1"]').uncheck()
     assert not curve.is_visible()
     assert opened.page.locator(f'#accuracy-steps g[data-label="{page_run.name}, fine-tuned"]').is_visible()
+    colours = {  # a network has one colour in every run, and in every chart
+        (label.rpartition(", ")[2], kind.split()[0])
+        for label, kind in opened.page.eval_on_selector_all(
+            "#accuracy-steps g[data-label], #accuracy-energy g[data-label]",
+            "all => all.map(g => [g.dataset.label, g.getAttribute('class')])",
+        )
+    }
+    assert colours == {("converted", "c1"), ("fine-tuned", "c0"), ("ANN", "c2")}
     section = opened.page.locator("section:has(#run-3)")
     assert not section.locator("img.drawn").is_visible()
     opened.page.locator('nav a[href="#run-3"]').click()

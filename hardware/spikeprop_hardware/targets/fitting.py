@@ -91,6 +91,11 @@ def fits(outline: Outline, target: str | Target) -> Fit:
         found += _dynamics(layer, chip)
         if not _by_host(layer, chip):
             found += [*_operations(layer, chip), *_connections(layer, readers, chip)]
+    if chip.several and any(p.theta is not None and not p.to_zero for p in on_chip):
+        found.append(Finding(
+            "", "neurons send one spike a step", f"those of {chip.name} send as many as their potential holds thresholds",
+            "compare accuracies with simulate --target; more steps and smaller inputs bring them together", stops=False,
+        ))  # fmt: skip
     if chip.output_apart:
         found += _of_the_output(outline, chip)
     found += _sizes(on_chip, outline, chip)

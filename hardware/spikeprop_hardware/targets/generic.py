@@ -21,6 +21,6 @@ class Generic(Target):
     per_channel: bool = True
     payload_bits: int = 7
     sources: ClassVar[Mapping[str, str]] = dict.fromkeys(
-        ("weight_bits", "state_bits", "per_channel", "symmetric", "payload_bits", "neurons", "resets", "layers", "poolings",
-         "recurrent", "real_input", "real_output", "leaks", "forgets", "biases", "starts", "output_apart"), OWN,
+        ("weight_bits", "state_bits", "per_channel", "symmetric", "payload_bits", "several", "neurons", "resets", "layers",
+         "poolings", "recurrent", "real_input", "real_output", "leaks", "forgets", "biases", "starts", "output_apart"), OWN,
     )  # fmt: skip

@@ -33,6 +33,7 @@ class Speck(Target):
     layers: tuple[str, ...] = ("Linear", "Conv2d")
     poolings: tuple[str, ...] = ("average", "sum")
     recurrent: bool = False
+    several: bool = True
     real_input: bool = False
     real_output: bool = False
     cores: int | None = 9
@@ -58,6 +59,7 @@ class Speck(Target):
         "symmetric": f"{BUILDER}: -128 to 127",
         "exponents": f"{BUILDER}: integers as they are",
         "payload_bits": f"{OVERVIEW}: events",
+        "several": f"{ARCHITECTURE}: neurons spike as their potential passes the threshold; sinabs' IAF counts them (MultiSpike)",
         "neurons": f"{ARCHITECTURE}: IAF; the leak is a constant a clock tick, which no neuron here has",
         "resets": f"{BUILDER}: return_to_zero or not",
         "layers": f"{ARCHITECTURE}: Conv2d, Linear (as a convolution over the complete map), Flatten",

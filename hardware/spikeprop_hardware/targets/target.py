@@ -34,6 +34,7 @@ class Target:
         symmetric: whether a weight is a sign and a size, so that the most negative is the largest with a minus.
         exponents: that a connection's weights m may have, as m * 2^(e+1); None: all of ``integer.py``.
         payload_bits: the most that a spike's number may have, without its sign; 1: spikes are ones.
+        several: whether neurons send several spikes in a step, as many as their potential holds thresholds; ours send one.
         neurons, resets, layers, poolings: what it computes, in the words above.
         recurrent: whether a layer may read itself, or one behind it.
         real_input: whether the first layer may read numbers, and not only spikes.
@@ -80,6 +81,7 @@ class Target:
     symmetric: bool = False
     exponents: tuple[int, ...] | None = None
     payload_bits: int = 1
+    several: bool = False
     neurons: tuple[str, ...] = NEURONS
     resets: tuple[str, ...] = RESETS
     layers: tuple[str, ...] = LAYERS

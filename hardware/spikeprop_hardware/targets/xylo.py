@@ -27,6 +27,7 @@ class Xylo(Target):
     neurons: tuple[str, ...] = ("CubaLIF",)
     resets: tuple[str, ...] = ("subtract",)
     poolings: tuple[str, ...] = ("average", "sum")
+    several: bool = True
     real_input: bool = False
     real_output: bool = False
     leaks: str = "powers of two"
@@ -52,6 +53,7 @@ class Xylo(Target):
         "per_channel": f"{OVERVIEW}: 8-bit weights, no exponents but one shift a group",
         "exponents": "rockpool, config_from_specification: weights of a group are shifted to the left; how far is not published",
         "payload_bits": f"{OVERVIEW}: events",
+        "several": f"{OVERVIEW}: up to 31 of a hidden neuron",
         "neurons": f"{OVERVIEW}: LIF with exponential synapses; a current decays before it is read (vendors/xylo.py)",
         "resets": OVERVIEW,
         "layers": f"{OVERVIEW}: any weights between neurons; a convolution is written out",

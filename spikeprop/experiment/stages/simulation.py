@@ -1,4 +1,5 @@
-"""The stage ``simulate``: a few test images on Lava, every spike compared with PyTorch's; and the size and energy on the chip.
+"""The stage ``simulate``: a few test images on Lava, every spike compared with PyTorch's; and the size and energy on the chip,
+and accuracy in its own arithmetic where that is not Lava's.
 
 Where Lava cannot be had, the reference simulator, which equals Lava's processes, takes its place, and the report says so.
 """
@@ -7,7 +8,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from spikeprop.deploy import RunOn, bits_curve, chip_budget, compare, encoded
+from spikeprop_hardware import target as found_target
+
+from spikeprop.deploy import VENDORS, RunOn, bits_curve, chip_budget, compare, encoded, simulate_on_chip
 from spikeprop.errors import LavaMissing
 from spikeprop.experiment.stages.stage import NIR_FILE, PipelineRun
 from spikeprop.runtime.seeding import seed_torch
@@ -21,9 +24,12 @@ def simulate_network(run: PipelineRun) -> dict[str, Any]:
     images, labels = next(run.data.test(settings.samples).epoch(0))
     steps, network = None if run.data.in_time else run.steps, run.last_network()
 
+    chip = None if settings.target is None else found_target(settings.target).name
+
     def simulated(backend: Any) -> dict[str, Any]:
         seed_torch(run.settings.seed, 3)
-        where = RunOn(backend=backend, precision="float" if settings.target is None else "fixed", target=settings.target)
+        target = None if chip in VENDORS else chip
+        where = RunOn(backend=backend, precision="float" if target is None else "fixed", target=target)
         return compare(network, file, images, labels, steps, run.context.notify, where) | {"backend": backend}
 
     try:
@@ -31,8 +37,11 @@ def simulate_network(run: PipelineRun) -> dict[str, Any]:
     except LavaMissing as error:
         run.context.notify(f"warning: simulated by the reference simulator, which equals Lava's processes: {error}")
         found = simulated("reference") | {"why": str(error)}
+    if chip is not None and chip in VENDORS:
+        seed_torch(run.settings.seed, 3)
+        found |= {"on_chip": simulate_on_chip(network, file, images, labels, steps, run.context.notify, chip) | {"target": chip}}
     seed_torch(run.settings.seed, 3)
-    found |= {"chip": chip_budget(network, encoded(network, images, steps), settings.target or "loihi2")}
+    found |= {"chip": chip_budget(network, encoded(network, images, steps), chip or "loihi2")}
     if not settings.bits:
         return found
     images, labels = next(run.data.test(settings.bits_samples).epoch(0))

@@ -1,4 +1,4 @@
-"""The Euler steps of a local-volatility model and their adjoint in fused loops; one number is stored per step and path.
+"""The Euler steps of a local-volatility model and their adjoint in fused loops.
 
     x[k+1] = x[k] + m[k] - v^2 / 2 + v z[k],   v = V[k](x[k])
 
@@ -7,8 +7,9 @@ flat outside. With l[k] the adjoint of x[k] and e = l[k+1] (z - v) that of v, ba
 
     l[k] = l[k+1] + e V[k]'(x[k]) + cotangent[k],   adjoint of V[k][j] += e (1 - w),   of V[k][j+1] += e w
 
-so the reverse sweep needs x and recomputes the rest. Paths whose payoff has a zero derivative (knocked out, out of the money)
-are skipped. Time is the outer loop, paths the inner one, without branches. Suffix legend: K steps, J knots, B paths, O
+so the reverse sweep needs the place of x among the knots, which the forward sweep keeps if there will be a reverse one: to find
+it again would take longer than all the rest of the reverse sweep. Paths whose payoff has a zero derivative (knocked out, out of
+the money) are skipped. Time is the outer loop, paths the inner one, without branches. Suffix legend: K steps, J knots, B paths, O
 observations, C cells, A active paths, L lanes.
 """
 
@@ -17,7 +18,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import njit
+from numba import njit, uint64
 
 _jit: Any = njit(nogil=True, cache=True, error_model="numpy", fastmath={"contract"})
 LANES = 8  # accumulators per knot, so that consecutive additions to the same knot do not depend on each other
@@ -33,65 +34,62 @@ def _knot(x, knots_J, cells_C, per_cell):
 
 
 @_jit
-def euler(x0, drift_K, table_KJ, knots_J, inverse_J, cells_C, per_cell, normals_KB, x_KB):
-    """Fill x_KB (K + 1 rows) with the log-spot before each step and at the end."""
-    last = knots_J.shape[0] - 2
+def euler(x0, drift_K, table_KJ, knots_J, inverse_J, cells_C, per_cell, normals_KB, x_KB, w_KB, j_KB):
+    """Fill x_KB (K + 1 rows) with the log-spot before each step and at the end. If ``w_KB`` has rows, keep the place of each x
+    for the reverse sweep: its knot, and the distance from it as a fraction of the gap."""
+    last, kept = knots_J.shape[0] - 2, w_KB.shape[0] > 0
     x_KB[0, :] = x0
     for k in range(normals_KB.shape[0]):
         here_B, next_B, z_B, table_J, m = x_KB[k], x_KB[k + 1], normals_KB[k], table_KJ[k], drift_K[k]
+        w_B, j_B = (w_KB[k], j_KB[k]) if kept else (w_KB[:0].ravel(), j_KB[:0].ravel())
         for p in range(here_B.shape[0]):
             x = here_B[p]
             j = min(_knot(x, knots_J, cells_C, per_cell), last)
             w = max(0.0, min((x - knots_J[j]) * inverse_J[j], 1.0))
             v = table_J[j] + w * (table_J[j + 1] - table_J[j])
+            if kept:
+                w_B[p], j_B[p] = w, j
             next_B[p] = x + m + v * (z_B[p] - 0.5 * v)
 
 
 @_jit
-def reverse_euler(cotangents_OB, spots_OB, observed_K, table_KJ, knots_J, inverse_J, cells_C, per_cell, normals_KB, x_KB,
-                  table_bar_KJ, drift_bar_K, normals_bar_KB, first_slope):  # fmt: skip
+def reverse_euler(cotangents_OB, spots_OB, observed_K, table_KJ, inverse_J, normals_KB, w_KB, j_KB, table_bar_KJ, drift_bar_K,
+                  normals_bar_KB, first_slope):  # fmt: skip
     """Add to the adjoints of table and drifts; return the adjoint of x0. The cotangents are those of the prices exp(x);
     ``observed_K`` is their row for x[k], or -1. ``first_slope`` is V[0]'(x0), where all paths start, possibly on a knot. The
     adjoint of the normals is set if ``normals_bar_KB`` has rows."""
-    steps, last = normals_KB.shape[0], knots_J.shape[0] - 2
     active_A = active(cotangents_OB)
-    n = active_A.shape[0]
-    adjoint_A, e_A, w_A, j_A = np.zeros(n), np.empty(n), np.empty(n), np.empty(n, np.int64)
-    lanes_JL = np.empty((knots_J.shape[0], LANES))
-    for k in range(steps - 1, -1, -1):
+    n, wanted = active_A.shape[0], normals_bar_KB.shape[0] > 0
+    adjoint_A = np.zeros(n)
+    lanes_JL = np.empty((table_KJ.shape[1], LANES))
+    first_bar = 0.0
+    for k in range(normals_KB.shape[0] - 1, -1, -1):
         if observed_K[k + 1] >= 0:
             row_B, spots_B = cotangents_OB[observed_K[k + 1]], spots_OB[observed_K[k + 1]]
             for a in range(n):
                 adjoint_A[a] += row_B[active_A[a]] * spots_B[active_A[a]]
-        here_B, z_B, table_J = x_KB[k], normals_KB[k], table_KJ[k]
-        if normals_bar_KB.shape[0]:
-            for a in range(n):
-                p = active_A[a]
-                j = min(_knot(here_B[p], knots_J, cells_C, per_cell), last)
-                w = max(0.0, min((here_B[p] - knots_J[j]) * inverse_J[j], 1.0))
-                normals_bar_KB[k, p] = adjoint_A[a] * (table_J[j] + w * (table_J[j + 1] - table_J[j]))
-        total = 0.0
-        for a in range(n):
-            p = active_A[a]
-            x = here_B[p]
-            j = min(_knot(x, knots_J, cells_C, per_cell), last)
-            raw = (x - knots_J[j]) * inverse_J[j]
-            w = max(0.0, min(raw, 1.0))
-            rise = table_J[j + 1] - table_J[j]
-            e = adjoint_A[a] * (z_B[p] - (table_J[j] + w * rise))
-            inside = np.float64((raw >= 0.0) & (raw <= 1.0) & (k > 0))
-            total += adjoint_A[a]
-            adjoint_A[a] += e * rise * inverse_J[j] * inside
-            e_A[a], w_A[a], j_A[a] = e, w, j
-        drift_bar_K[k] += total
+        z_B, table_J, w_B, j_B = normals_KB[k], table_KJ[k], w_KB[k], j_KB[k]
+        total, moves = 0.0, np.float64(k > 0)
         lanes_JL[:] = 0.0
         for a in range(n):
-            upper = e_A[a] * w_A[a]
-            lanes_JL[j_A[a], a % LANES] += e_A[a] - upper
-            lanes_JL[j_A[a] + 1, a % LANES] += upper
+            p = active_A[a]
+            j, w, lane = np.uint64(j_B[p]), w_B[p], np.uint64(a) % uint64(LANES)
+            rise = table_J[j + uint64(1)] - table_J[j]
+            v = table_J[j] + w * rise
+            if wanted:
+                normals_bar_KB[k, p] = adjoint_A[a] * v
+            e = adjoint_A[a] * (z_B[p] - v)
+            total += adjoint_A[a]
+            adjoint_A[a] += e * rise * inverse_J[j] * (np.float64((w > 0.0) & (w < 1.0)) * moves)
+            upper = e * w
+            lanes_JL[j, lane] += e - upper
+            lanes_JL[j + uint64(1), lane] += upper
+            if k == 0:
+                first_bar += e
+        drift_bar_K[k] += total
         for j in range(lanes_JL.shape[0]):
             table_bar_KJ[k, j] += lanes_JL[j].sum()
-    return adjoint_A.sum() + first_slope * e_A.sum()
+    return adjoint_A.sum() + first_slope * first_bar
 
 
 @_jit

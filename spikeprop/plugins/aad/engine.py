@@ -37,7 +37,7 @@ from spikeprop.plugins.aad.unseen import Seen, warn_of_one_value, warn_of_zeros
 
 BATCH = 512  # paths; the data of a batch fit into the cache of a core
 AT_ONCE = 32  # groups whose adjoints are propagated together from the mark to the parameters
-APART = 7.0  # standard errors between two estimates of a delta, above which the scores are wrong
+APART = 1e-9  # probability of the distance between two estimates of a delta, below which the scores are wrong
 
 
 def price(model: Model, product: Product, paths: Paths, *, batch: int = BATCH, threads: int = 1) -> Price:
@@ -101,7 +101,7 @@ def _refuse_one(product: Product, function: str) -> None:
 
 def _prices(model: Model, product: Product, paths: Paths, batch: int, threads: int, *, tested: bool) -> list[Price]:
     """The price of each payoff; ``tested``: the payoffs are known to depend on each path alone."""
-    _check(model, product, batch, threads)
+    _check(model, product, paths, batch, threads)
     started = time.perf_counter()
     prepared = {k: v.detach() for k, v in model.prepare(model.parameters, product.dates).items()}
     columns = singles(product)
@@ -119,7 +119,7 @@ def _prices(model: Model, product: Product, paths: Paths, batch: int, threads: i
 
 
 def _risks(model: Model, product: Product, paths: Paths, second_order: bool, batch: int, threads: int) -> list[Risk]:
-    _check(model, product, batch, threads)
+    _check(model, product, paths, batch, threads)
     started = time.perf_counter()
     leaves = {k: v.detach().clone().requires_grad_() for k, v in model.parameters.items()}
     tape = model.prepare(leaves, product.dates)
@@ -190,6 +190,8 @@ def _second(part: Estimate, first: dict[str, Estimate], model: Model, leaves: Pa
     Raises:
         MarketError: they are not finite, or the scores do not give the delta.
     """
+    from scipy.stats import t
+
     rows = part.part(slice(1, None))
     if not bool(rows.value.isfinite().all()):
         raise MarketError(
@@ -202,7 +204,8 @@ def _second(part: Estimate, first: dict[str, Estimate], model: Model, leaves: Pa
     )
     by_score = rows.part((..., 0))
     apart = (by_score.value - delta).abs()
-    allowed = APART * (by_score.standard_error.square() + error.square()).sqrt() + 1e-9 * delta.abs()
+    quantile = float(t.ppf(1 - APART, part.groups - 1))
+    allowed = quantile * (by_score.standard_error.square() + error.square()).sqrt() + 1e-9 * delta.abs()
     if bool((apart > allowed).any()):
         i = int((apart - allowed).argmax())
         raise MarketError(
@@ -226,7 +229,7 @@ def simulated(model: Model, product: Product, paths: Paths, *, batch: int = BATC
         model, product, paths: the simulation; of the product, only the dates.
         batch: maximum number of paths that are simulated at once.
     """
-    _check(model, product, batch, 1)
+    _check(model, product, paths, batch, 1)
     with torch.no_grad():
         prepared = model.prepare(model.parameters, product.dates)
         dimension = model.dimension(product.dates)
@@ -260,11 +263,12 @@ def bump(
     return (found[0] - found[1]) / (2 * size)
 
 
-def _check(model: Model, product: Product, batch: int, threads: int) -> None:
+def _check(model: Model, product: Product, paths: Paths, batch: int, threads: int) -> None:
     for name, value in (("batch", batch), ("threads", threads)):
         if value < 1:
             raise MarketError(f"{name} is {value}; it must be at least 1")
     product.check(model)
+    product.check_paths(paths)
 
 
 def _tested(

@@ -36,6 +36,7 @@ class Bermudan(Product):
         coefficients: by date but the last, of the continuation value in powers of the standardised basis; None: never exercised.
         scales: by date, mean and standard deviation of the basis variable.
         width: half-width of the smoothed decision, in units of the exercise value.
+        fitted_on: the paths of the first pass, on which the price would know its own future.
         basis: function from prices to the regression's variable (paths, dates); None is ``exercise`` before its positive part.
     """
 
@@ -44,6 +45,7 @@ class Bermudan(Product):
     coefficients: Sequence[Tensor | None] = field(repr=False)
     scales: Sequence[tuple[float, float]] = field(repr=False)
     width: float
+    fitted_on: Paths | None = None
     basis: Values | None = field(default=None, repr=False)
 
     @classmethod
@@ -100,6 +102,7 @@ class Bermudan(Product):
             coefficients=coefficients,
             scales=scales,
             width=width,
+            fitted_on=paths,
             basis=basis,
         )
 
@@ -121,6 +124,14 @@ class Bermudan(Product):
             total = total + waiting * wanted * discounts[k] * pays[:, k]
             waiting = waiting * (1 - wanted)
         return total + waiting * discounts[-1] * pays[:, -1].relu()
+
+    def check_paths(self, paths: Paths) -> None:
+        """Refuse the source and seed of the first pass."""
+        if type(paths) is type(self.fitted_on) and self.fitted_on is not None and paths.seed == self.fitted_on.seed:
+            raise MarketError(
+                f"the exercise was fitted on {type(paths).__name__} paths with seed {paths.seed}, and knows their future; give "
+                "the price another seed"
+            )
 
 
 def _values(function: Values, spots: Tensor) -> Tensor:

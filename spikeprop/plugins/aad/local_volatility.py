@@ -2,7 +2,7 @@
 
 d log S = (rate - dividend - sigma^2 / 2) dt + sigma dW with sigma(S, t) bilinear in (log S, t) and flat outside of the grid
 (Dupire 1994). ``prepare`` interpolates in time, once: a row of volatilities times sqrt(dt) for the start of each step. The
-fused engine (``dupire_loops``) stores one number per step and path and recomputes the rest in its reverse sweep; the torch
+fused engine (``dupire_loops``) keeps the place of every path among the grid's knots for its reverse sweep; the torch
 engine is the straightforward implementation, with which the fused one is compared.
 """
 
@@ -22,6 +22,7 @@ from torch.autograd.function import once_differentiable
 from spikeprop.errors import MarketError
 from spikeprop.plugins.aad.dupire_loops import euler, reverse_euler
 from spikeprop.plugins.aad.models import Model, Parameters, Prepared, at_least, discounts, number, step_score
+from spikeprop.plugins.aad.scratch import Scratch
 
 LARGEST_MOVE = (
     0.5  # maximum standard deviation of the log-spot in one step, because Euler uses the volatility at the start of the step
@@ -201,26 +202,31 @@ class _Euler(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, log_spot: Tensor, drift: Tensor, table: Tensor, normals: Tensor, grid: _Grid, at: list[int]) -> Tensor:
-        x = np.empty((normals.shape[0] + 1, normals.shape[1]))
-        euler(float(log_spot), drift.detach().numpy(), table.detach().numpy(), *grid.arrays(), normals.detach().numpy(), x)
+        steps, paths = normals.shape
+        kept = steps if any(ctx.needs_input_grad) else 0
+        (x,) = (path := Scratch((steps + 1, paths))).arrays
+        (w,), (j,) = (weights := Scratch((kept, paths))).arrays, (knots := Scratch((kept, paths), dtype=np.int32)).arrays
+        given = float(log_spot), drift.detach().numpy(), table.detach().numpy()
+        euler(*given, *grid.arrays(), normals.detach().numpy(), x, w, j)
         spots = torch.from_numpy(np.exp(x[1:] if at == list(range(1, len(x))) else x[at]))
-        ctx.save_for_backward(drift, table, normals, torch.from_numpy(x), spots)
-        ctx.grid, ctx.at = grid, at
+        del path
+        ctx.save_for_backward(drift, table, normals, spots)
+        ctx.grid, ctx.at, ctx.start, ctx.kept = grid, at, given[0], (weights, knots)
         return spots
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        drift, table, normals, path, spots = ctx.saved_tensors
-        observed = np.full(len(path), -1)
+        drift, table, normals, spots = ctx.saved_tensors
+        observed = np.full(len(normals) + 1, -1)
         observed[ctx.at] = np.arange(len(ctx.at))
         rows = table.detach().numpy()
         table_bar, drift_bar = np.zeros(rows.shape), np.zeros(drift.shape)
         normals_bar = np.zeros(normals.shape if ctx.needs_input_grad[3] else (0, 0))  # only correlated numbers have one
         log_spot_bar = reverse_euler(
-            cotangents[0].contiguous().numpy(), spots.numpy(), observed, rows, *ctx.grid.arrays(),
-            normals.detach().numpy(), path.numpy(), table_bar, drift_bar, normals_bar,
-            float(ctx.grid.slope(table.detach()[0], float(path[0, 0]))),
+            cotangents[0].contiguous().numpy(), spots.numpy(), observed, rows, ctx.grid.inverse, normals.detach().numpy(),
+            *(one.arrays[0] for one in ctx.kept), table_bar, drift_bar, normals_bar,
+            float(ctx.grid.slope(table.detach()[0], ctx.start)),
         )  # fmt: skip
         by_normals = torch.from_numpy(normals_bar) if ctx.needs_input_grad[3] else None
         return number(log_spot_bar), torch.from_numpy(drift_bar), torch.from_numpy(table_bar), by_normals, None, None

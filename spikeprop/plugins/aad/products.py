@@ -21,6 +21,7 @@ from torch.autograd.function import once_differentiable
 from spikeprop.errors import MarketError
 from spikeprop.plugins.aad.dupire_loops import reverse_survival, survival
 from spikeprop.plugins.aad.models import Model, at_least
+from spikeprop.plugins.aad.paths import Paths
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +54,9 @@ class Product(ABC):
                 raise MarketError(f"dates must be positive and increase, but {after:g} follows {before:g}")
         if not self.dates:
             raise MarketError("dates is empty; give at least one")
+
+    def check_paths(self, paths: Paths) -> None:  # noqa: B027 - most products may be simulated on any paths
+        """Raise MarketError if the product must not be simulated on these paths."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -302,6 +306,11 @@ class Book(Product):
         """Check every product."""
         for one in self.products.values():
             one.check(model)
+
+    def check_paths(self, paths: Paths) -> None:
+        """Check every product."""
+        for one in self.products.values():
+            one.check_paths(paths)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -30,6 +30,7 @@ from torch.autograd.function import once_differentiable
 from spikeprop.errors import MarketError
 from spikeprop.plugins.aad.local_volatility import time_steps
 from spikeprop.plugins.aad.models import Model, Parameters, Prepared, Scenarios, at_least, discounts, number
+from spikeprop.plugins.aad.scratch import Scratch
 from spikeprop.plugins.aad.volatility_loops import heston, reverse_heston, reverse_sabr, sabr
 
 
@@ -228,23 +229,24 @@ class _Heston(torch.autograd.Function):
         ctx: Any, log_spot: Tensor, variance: Tensor, steps: Tensor, normals: Tensor, at: list[int]
     ) -> tuple[Tensor, ...]:
         k, paths = len(steps), normals.shape[1]
-        x, v = np.empty((k + 1, paths)), np.empty((k + 1, paths))
+        (x,), (v,) = (path := Scratch((k + 1, paths))).arrays, (variances := Scratch((k + 1, paths))).arrays
         moved, spread = np.empty(paths), np.empty(paths)
         heston(float(log_spot), float(variance), steps.detach().numpy(), normals.numpy(), at[0], x, v, moved, spread)
         spots = torch.from_numpy(np.exp(x[at]))
-        ctx.save_for_backward(steps, normals, torch.from_numpy(v), spots)
-        ctx.at = at
+        del path
+        ctx.save_for_backward(steps, normals, spots)
+        ctx.at, ctx.kept = at, variances
         return spots, torch.from_numpy(moved), torch.from_numpy(spread)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        steps, normals, v, spots = ctx.saved_tensors
+        steps, normals, spots = ctx.saved_tensors
         bars = [one.contiguous().numpy() for one in cotangents]
         steps_bar = np.zeros(steps.shape)
         x_bar, v_bar = reverse_heston(
             bars[0], spots.numpy(), _observed(ctx.at, len(steps)), steps.detach().numpy(), normals.numpy(), ctx.at[0],
-            v.numpy(), bars[1], bars[2], steps_bar,
+            ctx.kept.arrays[0], bars[1], bars[2], steps_bar,
         )  # fmt: skip
         return number(x_bar), number(v_bar), torch.from_numpy(steps_bar), None, None
 
@@ -256,22 +258,23 @@ class _SABR(torch.autograd.Function):
     def forward(ctx: Any, x0: Tensor, a0: Tensor, steps: Tensor, beta: Tensor, rho: Tensor, rest: Tensor, normals: Tensor,
                 floor: float, at: list[int]) -> Tensor:  # fmt: skip
         k, paths = len(steps), normals.shape[1]
-        x, u = np.empty((k + 1, paths)), np.empty((k, paths))
+        x, u = (kept := Scratch((k + 1, paths), (k, paths))).arrays
         shape = float(beta), float(rho), float(rest), floor
         sabr(float(x0), float(a0), steps.detach().numpy(), *shape, normals.numpy(), x, u)
         spots = torch.from_numpy(np.exp(x[at]))
-        ctx.save_for_backward(normals, torch.from_numpy(x), torch.from_numpy(u), spots)
-        ctx.at, ctx.shape = at, shape
+        ctx.save_for_backward(normals, spots)
+        ctx.at, ctx.shape, ctx.kept = at, shape, kept
         return spots
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        normals, x, u, spots = ctx.saved_tensors
+        normals, spots = ctx.saved_tensors
+        x, u = ctx.kept.arrays
         steps_bar = np.zeros((len(u), 3))
         found = reverse_sabr(
             cotangents[0].contiguous().numpy(), spots.numpy(), _observed(ctx.at, len(u)), *ctx.shape, normals.numpy(),
-            x.numpy(), u.numpy(), steps_bar,
+            x, u, steps_bar,
         )  # fmt: skip
         x_bar, a_bar, *others = (number(one) for one in found)
         return x_bar, a_bar, torch.from_numpy(steps_bar), *others, None, None, None

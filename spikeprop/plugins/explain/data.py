@@ -17,12 +17,15 @@ from spikeprop.plugins.explain.forms import FORMS, card_of, slope_of
 from spikeprop.plugins.explain.health import MEANINGS, flags_of
 from spikeprop.plugins.explain.kinds import kind_of
 from spikeprop.plugins.explain.local import MATCHES, Edge, Local, cotangent_of, local_of
+from spikeprop.plugins.explain.program import program
 from spikeprop.plugins.explain.step import TracedStep, TrainingStep
+from spikeprop.plugins.explain.story import story
 from spikeprop.plugins.explain.trace import Node, Trace
 
 COMPLETE = 40_000  # maximum of numbers in all tensors for a complete page
 SAMPLE = 48  # entries of a tensor in a larger page
 DIGITS = 7  # significant digits of sampled entries
+PIXELS = 64  # rows and columns of the picture of an input
 NEURONS = 6  # neurons per layer whose course through time is drawn
 
 
@@ -66,6 +69,8 @@ def page_data(subject: TrainingStep, step: TracedStep, limit: int = COMPLETE) ->
         "unknown": sorted({n["name"] for n in nodes if n["kind"] == "opaque"}),
         "neurons": _courses(trace, settings),
         "checks": _checks(locals_, writer.sums),
+        "story": story(subject, step, complete),
+        "program": program(trace, settings) if complete else {"reason": "the page contains only a sample of each tensor"},
     }
 
 
@@ -91,6 +96,8 @@ class _Writer:
             "integer": not value.tensor.is_floating_point(),
             "data": self.numbers(value.tensor),
         }
+        if value.role == "input" and value.tensor.dim() == 4 and value.tensor.shape[1] in (1, 3) and value.tensor.numel():
+            found["picture"] = _picture(value.tensor[:1].detach())
         if value.needs_grad:
             found["cotangent"] = self.numbers(cotangent_of(self.trace, index))
             found["uses"] = len(self.consumers.get(index, []))
@@ -162,6 +169,15 @@ class _Writer:
         return x if self.complete else float(f"{x:.{DIGITS}g}")
 
 
+def _picture(image: Tensor) -> dict[str, Any]:
+    """An image (1, C, H, W) of at most 64 rows and columns, from 0 to 255."""
+    height, width = (min(PIXELS, side) for side in image.shape[2:])
+    small = torch.nn.functional.adaptive_avg_pool2d(image.double(), (height, width))[0]
+    least, most = float(small.min()), float(small.max())
+    pixels = (small - least) * (255 / (most - least or 1.0))
+    return {"shape": list(small.shape), "pixels": pixels.round().int().flatten().tolist()}
+
+
 def _courses(trace: Trace, settings: dict[int, tuple[str, dict[str, Any]]]) -> list[dict[str, Any]]:
     """For each spiking layer: potential, spikes and surrogate of a few neurons at every step, for the first sample."""
     layers: dict[str, list[Node]] = {}
@@ -191,8 +207,21 @@ def _course(module: str, nodes: list[Node], trace: Trace, settings: dict[int, tu
         "u": rounded(u),
         "spikes": rounded(spikes),
         "slopes": rounded(slopes),
+        "after": rounded(_after(nodes, trace, u)),
+        "cotangents": rounded(torch.stack([cotangent_of(trace, node.inputs[0])[0].flatten() for node in nodes])),
         "rate": float(f"{float(spikes.mean()):.6g}"),
     }
+
+
+def _after(nodes: list[Node], trace: Trace, u: Tensor) -> Tensor:
+    """Potentials after the reset of each step, where the trace has one."""
+    found = u.clone()
+    for k, node in enumerate(nodes):
+        for reset in trace.nodes[node.index :]:
+            if reset.name == "reset" and reset.inputs[0] == node.inputs[0]:
+                found[k] = trace.values[reset.outputs[0]].tensor[0].flatten()
+                break
+    return found
 
 
 def _checks(locals_: dict[int, Local], sums: dict[int, bool]) -> dict[str, Any]:

@@ -18,7 +18,9 @@ from spikeprop.plugins.explain.numbers import written
 from spikeprop.runtime.files import write_text
 
 FOLDER = Path(__file__).parent / "page"
-SCRIPTS = ("operations", "layers", "cells", "network", "views", "graph", "inspect", "panels", "quiz", "app")
+SCRIPTS = (
+    "operations", "layers", "cells", "network", "views", "numpy", "graph", "story", "inspect", "code", "panels", "quiz", "app",
+)  # fmt: skip
 
 
 def page_html(data: Mapping[str, Any]) -> str:

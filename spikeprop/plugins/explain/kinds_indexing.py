@@ -17,20 +17,26 @@ def _where(a: Arguments, inputs: list[Tensor]) -> Kind:
     first, second, third = a.args
     as_method = slot_of(first) is not None and inputs[slot_of(first)].dtype != torch.bool  # type: ignore[index]
     condition, one = (second, first) if as_method else (first, second)
-    if (chosen := slot_of(condition)) is None:
+    chosen = slot_of(condition)
+    if chosen is None or inputs[chosen].dtype != torch.bool:
         return OPAQUE
     return "where", {"condition": chosen, "operands": [operand_of(one), operand_of(third)]}
 
 
 def _einsum(a: Arguments, inputs: list[Tensor]) -> Kind:
-    """Equations without dots, and without a letter twice in an operand."""
+    """Equations without dots, without a letter twice in an operand, and with one size for each letter."""
     equation, *operands = a.args
+    if not isinstance(equation, str):
+        return OPAQUE
     if len(operands) == 1 and isinstance(operands[0], list | tuple):
         operands = list(operands[0])
     slots = [slot_of(operand) for operand in operands]
     left, arrow, out = equation.replace(" ", "").partition("->")
     terms = left.split(",")
     if "." in equation or any(len(set(term)) < len(term) for term in terms) or None in slots:
+        return OPAQUE
+    sizes = {pair for term, slot in zip(terms, slots) for pair in zip(term, inputs[slot].shape)}  # type: ignore[index]
+    if len(sizes) > len(set(left) - {","}):  # an operand of length 1 is repeated
         return OPAQUE
     if not arrow:
         out = "".join(letter for letter in sorted(set(left) - {","}) if left.count(letter) == 1)
@@ -61,7 +67,8 @@ def _embedding(a: Arguments, inputs: list[Tensor]) -> Kind:
     slots, padding = [a.slot(0, "input"), a.slot(1, "weight")], a.get(2, "padding_idx")
     if slots[1] is None:
         return OPAQUE
-    return "embedding", {"slots": slots, "padding": None if padding is None or padding < 0 else int(padding)}
+    rows = inputs[slots[1]].shape[0]
+    return "embedding", {"slots": slots, "padding": None if padding is None else int(padding) % rows}
 
 
 def _cell(a: Arguments, inputs: list[Tensor]) -> Kind:

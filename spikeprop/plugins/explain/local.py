@@ -215,6 +215,7 @@ class Columns:
                 (row,) = torch.autograd.grad(self.call.outputs, [self.leaf], parts, retain_graph=True, allow_unused=True)
                 rows.append(torch.zeros_like(self.leaf).flatten() if row is None else row.detach().flatten())
             self._all = torch.stack(rows)
+        assert self._all is not None
         return self._all[:, entry]
 
 

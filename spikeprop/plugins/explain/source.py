@@ -11,7 +11,7 @@ import torch
 
 OWN = f"{Path(__file__).parent}/"
 STARTS = (f"{OWN}step.py", f"{OWN}spiking.py")  # call the network: frames below them are not part of it
-TORCH = f"{Path(torch.__file__).parent}/"
+TORCH = f"{Path(torch.__path__[0])}/"
 PYTHON = f"{sysconfig.get_path('stdlib')}/"
 
 Line = tuple[str, int, str]

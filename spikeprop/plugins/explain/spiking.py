@@ -197,6 +197,7 @@ class _Simulation:
         """Payloads; what is left in the potential reaches no output but through them, so no gradient passes it either."""
         neuron.refuse_gradients(current)
         v, _, sent = self.states.get(name) or neuron.initial_state(current)
+        assert sent is not None
         unit = neuron.spike_size.to(current)
         spikes = grade(current, v, sent, unit, neuron.payload)
         fixed = spikes.detach()

@@ -7,7 +7,7 @@ meaningful and the numbers of the page can be reproduced with many digits.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -55,8 +55,7 @@ class TrainingStep:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "model", getattr(self.model, "_orig_mod", self.model))
-        if isinstance(self.x, list):
-            object.__setattr__(self, "x", tuple(self.x))
+        object.__setattr__(self, "x", _as_tuple(self.x))
         if self.spiking and isinstance(self.x, tuple | dict):
             raise ExplainError(f"{self.name} is a spiking network, which has one input; x is a {type(self.x).__name__}")
         if isinstance(self.x, Sequences) and not self.spiking:
@@ -98,6 +97,10 @@ class TrainingStep:
         if isinstance(self.x, Sequences):
             return model, Sequences(_doubled(self.x.values), self.x.lengths.cpu()), _doubled(self.y)
         return model, _doubled(self.x), _doubled(self.y)
+
+
+def _as_tuple(x: Any) -> Any:
+    return tuple(x) if isinstance(x, list) else x
 
 
 def _doubled(tree: Any) -> Any:
@@ -144,7 +147,6 @@ def trace_step(subject: TrainingStep) -> TracedStep:
     model, batch, y = subject.double()
     x = batch.values if isinstance(batch, Sequences) else batch
     inputs = subject.inputs(x)
-    lengths = batch.lengths if isinstance(batch, Sequences) else None
     if isinstance(model, SpikingNetwork):
         _check_input(model, batch, subject.steps)
     model.zero_grad(set_to_none=True)
@@ -157,20 +159,38 @@ def trace_step(subject: TrainingStep) -> TracedStep:
         if not (isinstance(model, SpikingNetwork) and model.encoder.spikes):  # random spikes are constants
             tracer.add_input(value, name)
     tracer.add_input(y, "target")
-    with torch.random.fork_rng(devices=[]), torch.enable_grad():
-        torch.manual_seed(subject.seed)
-        with tracer.recording() as trace:
-            if isinstance(model, SpikingNetwork):
-                assert subject.steps is not None
-                scores = unrolled(model, x, subject.steps, lengths, tracer)
-            else:
-                scores = model(**x) if isinstance(x, dict) else model(*x) if isinstance(x, tuple) else model(x)
-            loss = subject.loss(_read(scores, subject), y)
-        _check_loss(loss, trace)
-        loss.backward()
+    with torch.enable_grad(), tracer.recording() as trace:
+        loss = _loss_of(subject, model, batch, y, tracer)
+    _check_loss(loss, trace)
+    loss.backward()
     trace.loss = tracer.index_of(loss)
     first = next(subject.model.parameters(), next(iter(inputs.values())))
     return TracedStep(trace, model, float(loss.detach()), first.element_size())
+
+
+def _loss_of(subject: TrainingStep, model: nn.Module, batch: Any, y: Tensor, tracer: Tracer) -> Tensor:
+    x, lengths = (batch.values, batch.lengths) if isinstance(batch, Sequences) else (batch, None)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(subject.seed)
+        if isinstance(model, SpikingNetwork):
+            assert subject.steps is not None
+            scores = unrolled(model, x, subject.steps, lengths, tracer)
+        else:
+            scores = model(**x) if isinstance(x, dict) else model(*x) if isinstance(x, tuple) else model(x)
+        return subject.loss(_read(scores, subject), y)
+
+
+def losses_with(subject: TrainingStep, parameter: str, entry: int, numbers: Sequence[float]) -> list[float]:
+    """The loss of the network itself, run again with each of the numbers in place of one entry of a parameter."""
+    model, batch, y = subject.double()
+    tracer, found = Tracer(model), []  # records nothing, since it is not entered
+    with torch.no_grad():
+        weight = model.get_parameter(parameter)
+        place = torch.unravel_index(torch.tensor(entry), weight.shape)
+        for number in numbers:
+            weight[place] = number
+            found.append(float(_loss_of(subject, model, batch, y, tracer)))
+    return found
 
 
 def _read(output: Any, subject: TrainingStep) -> Any:

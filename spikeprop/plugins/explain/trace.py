@@ -184,7 +184,7 @@ class Tracer(TorchFunctionMode):
         node = Node(len(self.trace.nodes), name, func, template, inputs, generator=torch.get_rng_state())
         versions = {id(t): t._version for t in found}
         self._busy = node
-        result = func(*args, **kwargs)
+        result = _apart(func(*args, **kwargs))
         self._busy = None
         outputs = [t for t in floating(result) if t.requires_grad]
         self._refuse_complex(name, [*found, *complex_of(result)])
@@ -282,6 +282,18 @@ class Tracer(TorchFunctionMode):
             yield
         finally:
             self._stack.pop()
+
+
+def _apart(result: Any) -> Any:
+    """Copies of several outputs where one was made from another, as the h of an LSTM cell from its c.
+
+    The hook of such an output would count what it passes inside of the call to its cotangent, which the call's own backward pass
+    counts again.
+    """
+    made = [t.grad_fn for t in floating(result) if t.requires_grad]
+    if type(result) not in (tuple, list) or len(set(made)) < 2:
+        return result
+    return type(result)(t.clone() if isinstance(t, Tensor) and t.requires_grad else t for t in result)
 
 
 def _name_of(func: Any) -> str:

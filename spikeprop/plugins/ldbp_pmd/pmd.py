@@ -1,8 +1,9 @@
 """``PolarisationMode``: an experiment on learned digital backpropagation that compensates PMD in its steps (Buetler et al. 2020).
 
 At each launch power the dispersion filters are first trained on the link without PMD (``pretraining``). From there every arm is
-trained by the same settings and rule (``training``): on the link without PMD, which is the bound; and for each realisation of
-PMD, on known symbols, with distributed PMD parameters (started by ``start``) or with a lumped equaliser after all steps. Other
+trained by the same settings (``training``): on the link without PMD, which is the bound, for all iterations; and for each
+realisation of PMD, on known symbols and to a plateau, with distributed PMD parameters (started by ``start``) or with a lumped
+equaliser after all steps. Other
 baselines see the same waveforms; two oracles know the PMD. At the best power some trainings are repeated from other starts, the
 PMD changes abruptly and the receiver is trained further, or it drifts. Only the abstract of the paper could be read: link,
 filters, rates, start and this order of training are our choice.
@@ -38,7 +39,7 @@ from spikeprop.plugins.ldbp_pmd.pictures import draw_pmd
 from spikeprop.plugins.ldbp_pmd.receiver import Backward, LearnedReceiver, make_receiver
 from spikeprop.plugins.ldbp_pmd.signals import Signal
 from spikeprop.plugins.ldbp_pmd.start import best_start, fit_to_equalizer, solved
-from spikeprop.plugins.ldbp_pmd.summary import rows, summarise
+from spikeprop.plugins.ldbp_pmd.summary import JOINT, OURS, rows, summarise
 from spikeprop.plugins.ldbp_pmd.training import Course, Fitting, fit_receiver, load_receiver, processed, snr_of
 from spikeprop.plugins.reports import save_report
 from spikeprop.runtime.checks import at_least_one, distinct
@@ -108,11 +109,12 @@ class PolarisationMode:
         """Nothing to check: all settings are checked when they are read."""
 
     def smoke(self) -> PolarisationMode:
-        """The same experiment with one span, two powers, two realisations and few iterations."""
+        """The same experiment with one span and power, at most two realisations, and few iterations."""
         few = {"iterations": 3, "batch": 2, "every": 2, "window": 1, "warmup": 0, "decay": min(1, self.training.decay)}
         return dataclasses.replace(
-            self, realisations=self.realisations[:2], launch_powers_dbm=self.launch_powers_dbm[:2], starts=1,
-            repeats=min(1, self.repeats), changes=min(1, self.changes), fibre=dataclasses.replace(self.fibre, spans=1),
+            self, realisations=self.realisations[: 1 + min(1, self.changes)], launch_powers_dbm=self.launch_powers_dbm[:1],
+            starts=1, repeats=min(1, self.repeats), changes=min(1, self.changes),
+            fibre=dataclasses.replace(self.fibre, spans=1),
             **{name: dataclasses.replace(getattr(self, name), **few) for name in ("pretraining", "training", "search")},
             train_blocks=4, test_blocks=2,
             drift=self.drift and dataclasses.replace(self.drift, updates=1, iterations=2, blocks=2),
@@ -142,14 +144,16 @@ class PolarisationMode:
         return save_report(context, values, rows, draw_pmd)
 
     def _without_pmd(self, power_dbm: float, context: Context) -> dict[str, Any]:
-        """Train the dispersion filters on the link without PMD, then as every arm; returns the quality of all arms."""
+        """Train the dispersion filters on the link without PMD, then as every arm, for the most iterations that an arm can have,
+        so that no arm is trained longer than its bound; returns the quality of all arms."""
         context.notify(f"{power_dbm:g} dBm without PMD")
         data, receiver = self._data(power_dbm, None), self._receiver(dgd_taps=0)
         first = self._fit(receiver, data, self.pretraining, self._file(context, "filters", power_dbm))
-        course = self._fit(receiver, data, self.training, self._file(context, "free", power_dbm), 1)
+        longest = dataclasses.replace(self.training, plateau_db=0.0)
+        course = self._fit(receiver, data, longest, self._file(context, "free", power_dbm), 1)
         arms = {name: self._quality(data[1], compensate(data[1].samples)) for name, compensate in self._fixed().items()}
         arms["LDBP"] = self._quality(data[1], processed(receiver, data[1].samples))
-        return {"arms": arms, "curves": [first.curve, course.curve]}
+        return {"arms": arms, "curves": [first.curve, course.curve], "plateaus": {"LDBP": course.plateau}}
 
     def _with_pmd(self, power_dbm: float, realisation: int, context: Context) -> dict[str, Any]:
         """Train for one realisation; returns the quality of all arms."""
@@ -161,14 +165,15 @@ class PolarisationMode:
             arms |= {f"{name} + {kind}": found for kind, found in self._lumped(data, compensate).items()}
         joint = self._with_filters(filters, dgd_taps=0, equalizer_taps=self.equalizer.taps)
         joint.set_equalizer(solved(joint, self.signal, data[0], self.equalizer.taps))
-        self._fit(joint, data, self.training, self._file(context, "joint", power_dbm, realisation), realisation)
-        arms["LDBP + equaliser, jointly"] = self._quality(data[1], processed(joint, data[1].samples))
+        path = self._file(context, "joint", power_dbm, realisation)
+        plateaus = {JOINT: self._fit(joint, data, self.training, path, realisation).plateau}
+        arms[JOINT] = self._quality(data[1], processed(joint, data[1].samples))
         receiver = self._start(filters, data[0])
         course = self._fit(receiver, data, self.training, self._file(context, "pmd", power_dbm, realisation), realisation)
-        arms["LDBP-PMD"] = self._quality(data[1], processed(receiver, data[1].samples))
+        arms[OURS], plateaus[OURS] = self._quality(data[1], processed(receiver, data[1].samples)), course.plateau
         arms["LDBP, PMD known"] = self._quality(data[1], informed(bound, data[1].samples, self._link(), sections))
         arms["DBP, PMD known"] = self._quality(data[1], digital(data[1].samples, self._link(), sections))
-        return {"arms": arms, "curve": course.curve, "plateau": course.plateau, "dgd_ps": sections.dgd() * 1e12}
+        return {"arms": arms, "curve": course.curve, "plateaus": plateaus, "dgd_ps": sections.dgd() * 1e12}
 
     def _again(self, power_dbm: float, realisation: int, context: Context) -> dict[str, Any]:
         """Train for one realisation from other starts, and from random rotations."""

@@ -127,7 +127,7 @@ class Signal:
         field = self._turned(self.modulate(symbols, power), draws)
         bins = round(self.spacing_ghz / self.symbol_rate * self.symbols)
         for number in (n for n in range(-self.neighbours, self.neighbours + 1) if n):
-            other = self._turned(self.modulate(self.draw(*symbols.shape[:2], draws), power), draws)
+            other = self._turned(self.modulate(self.draw(symbols.shape[0], symbols.shape[1], draws), power), draws)
             field = field + torch.fft.ifft(torch.roll(torch.fft.fft(other), number * bins, -1))
         return field
 

@@ -8,7 +8,7 @@ from typing import Any
 from spikeprop.evaluate.intervals import in_words, mean_interval, paired_difference
 from spikeprop.plugins.ldbp_pmd.training import within_one_percent
 
-OURS = "LDBP-PMD"
+OURS, JOINT = "LDBP-PMD", "LDBP + equaliser, jointly"
 PUBLISHED = {"gap_db": 0.30, "iterations": 428}  # abstract of arXiv:2010.12313
 
 
@@ -20,8 +20,8 @@ def summarise(
     Args:
         name: name of the recipe.
         realisations: realisations of PMD, in the order of ``found``.
-        free: "arms" without PMD (quality of each, see ``bits.quality``), by power in dBm.
-        found: "arms", and "curve" and "plateau" of the training, by power and realisation.
+        free: "arms" without PMD (quality of each, see ``bits.quality``), "curves" and "plateaus", by power in dBm.
+        found: "arms", the "curve" of the training, and the "plateaus" where constant rates ended, by power and realisation.
     """
     arms = list(next(iter(found.values()))[0]["arms"])
     snr = {arm: {power: [run["arms"][arm]["snr"] for run in runs] for power, runs in found.items()} for arm in arms}
@@ -42,8 +42,9 @@ def summarise(
         "bits": {f"{p:g}": {arm: _bits(run["arms"][arm] for run in runs) for arm in arms} for p, runs in found.items()},
         "best_power_dbm": best,
         "curves": [run["curve"] for run in found[best]],
-        "iterations": {f"{p:g}": mean_interval([run["curve"][-1][0] for run in runs]) for p, runs in found.items()},
-        "iterations_to_1_percent": to_one_percent([(run["curve"], run["plateau"]) for run in found[best]]),
+        "start_db": mean_interval([run["curve"][0][1] for run in found[best]]),
+        "plateaus": {f"{p:g}": _plateaus([free[p]["plateaus"], *(run["plateaus"] for run in runs)]) for p, runs in found.items()},
+        "iterations_to_1_percent": to_one_percent([(run["curve"], run["plateaus"][OURS]) for run in found[best]]),
         "published": PUBLISHED,
     }
 
@@ -57,6 +58,11 @@ def to_one_percent(trainings: Sequence[tuple[Sequence[Sequence[Any]], int | None
     """
     counts = [within_one_percent([point for point in curve if end is None or point[0] <= end]) for curve, end in trainings]
     return mean_interval(counts) | {"values": counts}
+
+
+def _plateaus(each: Sequence[Mapping[str, int]]) -> dict[str, list[int]]:
+    """Iterations at constant rates of every training, by arm."""
+    return {arm: [one[arm] for one in each if arm in one] for arm in dict.fromkeys(arm for one in each for arm in one)}
 
 
 def _bits(arms: Iterable[dict[str, Any]]) -> dict[str, Any] | None:
@@ -81,6 +87,10 @@ def rows(values: dict[str, Any]) -> list[tuple[str, str]]:
     )
     for other, gain in values["gain_db"].items():
         found.append((f"LDBP-PMD above {other}", in_words(gain, sign=True, unit=" dB")))
+    found.append((f"SNR at the start of LDBP-PMD, {power} dBm", in_words(values["start_db"], unit=" dB")))
+    for arm, ends in values["plateaus"][power].items():
+        told = f"{sum(ends) / len(ends):.0f} ({min(ends)} to {max(ends)})"
+        found.append((f"iterations at constant rates, {arm}, {power} dBm", told))
     count = values["iterations_to_1_percent"]
     found.append((f"iterations to 1 % of the peak, {power} dBm", f"{_counts(count)}; paper {published['iterations']}"))
     return [*found, *_starts(values), *(_change(one) for one in values["changes"]), *_drift(values["drift"])]

@@ -47,7 +47,7 @@ class Fitting:
             receiver differs. Test blocks play no role.
         window: see ``plateau_db``.
         decay: iterations after the constant rates, in which they fall by a cosine.
-        final: fraction of the rates at the end of ``decay``.
+        decay_to: fraction of the rates at the end of ``decay``.
         every: iterations between evaluations on the test blocks.
 
     """
@@ -61,22 +61,22 @@ class Fitting:
     plateau_db: float = 0.0
     window: int = 50
     decay: int = 0
-    final: float = 0.1
+    decay_to: float = 0.1
     every: int = 50
 
     def __post_init__(self) -> None:
         at_least_one(self, "iterations", "batch", "every", "window")
         not_negative(self, "lr", "rotation_lr", "dgd_lr", hint="; use 0 to keep those parameters fixed")
         not_negative(self, "warmup", "plateau_db", "decay", hint="; use 0 for none")
-        if not 0 <= self.final <= 1:
-            raise ValueError(f"final is {self.final}; it must lie in [0, 1]")
+        if not 0 <= self.decay_to <= 1:
+            raise ValueError(f"decay_to is {self.decay_to}; it must lie in [0, 1]")
 
     def share(self, iteration: int, plateau: int | None) -> float:
         """Factor of the rates at an iteration; ``plateau`` is where the constant rates ended, None before."""
         rising = min(1.0, (iteration + 1) / self.warmup) if self.warmup else 1.0
         if plateau is None:
             return rising
-        return rising * (self.final + (1 - self.final) * (1 + math.cos(math.pi * (iteration - plateau) / self.decay)) / 2)
+        return rising * (self.decay_to + (1 - self.decay_to) * (1 + math.cos(math.pi * (iteration - plateau) / self.decay)) / 2)
 
     def at_plateau(self, errors: Sequence[float]) -> bool:
         """Whether the constant rates end after iterations with these training errors."""

@@ -239,10 +239,10 @@ def _mean_output(net, x, e):
     start, below = 0, x[e]
     for layer in range(net.sizes.size - 1):
         n, k = net.sizes[layer], net.sizes[layer + 1]
-        out = np.empty(k)
+        out = np.empty(k, x.dtype)
         _affine(net.params[WEIGHT], start, below, out)
         if layer < net.sizes.size - 2:
-            _softplus(out, np.empty(k))
+            _softplus(out, np.empty(k, x.dtype))
         start, below = start + (n + 1) * k, out
     return below[0]
 

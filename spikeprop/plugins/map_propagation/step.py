@@ -61,6 +61,7 @@ def actor_critic_step(critic, critic_rule, actor, actor_rule, x, noise, reward, 
         noise: (E, numbers) standard normal, ``noise_width`` of the critic's and then the actor's.
         reward, ended, truncated, started, value, t: see ``updates.learn``.
     """
+    x, noise = (one.astype(critic.units.dtype, copy=False) for one in (x, noise))
     split = noise_width(critic, critic_rule)
     some_asynchronous = ASYNCHRONOUS in (critic_rule.learner, actor_rule.learner)
     if len(x) < batch.LEAST or some_asynchronous:

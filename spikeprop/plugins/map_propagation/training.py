@@ -122,7 +122,7 @@ def evaluate(run: ActorCritic, episodes: int, seed: int) -> list[float]:
     actor = deterministic(run.actor)
     quiet, returns, total = np.zeros((1, actor.units.shape[2])), [], 0.0
     while len(returns) < episodes:
-        kernels.forward(actor, world.x, quiet)
+        kernels.forward(actor, world.x.astype(actor.units.dtype, copy=False), quiet)
         world.step(actor.units[kernels.MEAN, :, -world.actions :])
         total += world.reward[0]
         if world.ended[0]:

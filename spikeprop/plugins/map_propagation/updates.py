@@ -25,6 +25,7 @@ BETA1, BETA2, EPSILON = 0.9, 0.999, 1e-8  # Adam's
 @jit
 def accumulate_one(net, x, e, target, decay, weight):
     """target <- decay * target + weight * (input x error signal), for all layers of one environment."""
+    decay, weight = target.dtype.type(decay), target.dtype.type(weight)  # so that single precision stays single
     start, first, below = 0, 0, x[e]
     for layer in range(net.sizes.size - 1):
         n, k = net.sizes[layer], net.sizes[layer + 1]

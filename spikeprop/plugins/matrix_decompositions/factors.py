@@ -38,7 +38,7 @@ def factor(a_mn: Tensor, complete: bool, check: str) -> tuple[Tensor, Tensor]:
     """
     q, r = torch.linalg.qr(a_mn, mode="complete" if complete else "reduced")
     if check:
-        _check_rank(r, a_mn.shape[-2], check, None)
+        check_rank(r, a_mn.shape[-2], check, None)
     return q, r
 
 
@@ -62,7 +62,7 @@ def factor_pivoted(a_mn: Tensor, complete: bool, check: str) -> tuple[Tensor, Te
         basis = torch.cat([basis, basis.new_zeros(*batch, m, width - k)], -1)
     q, r = torch.linalg.householder_product(basis, tau), reflectors[..., :width, :].triu()
     if check:
-        _check_rank(r, a_mn.shape[-2], check, pivots)
+        check_rank(r, a_mn.shape[-2], check, pivots)
     return q, r, pivots
 
 
@@ -86,7 +86,7 @@ def _geqp3(packed_BNM: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return packed_BNM, torch.from_numpy(pivots), torch.from_numpy(scales)
 
 
-def _check_rank(r: Tensor, rows: int, check: str, pivots: Tensor | None) -> None:
+def check_rank(r: Tensor, rows: int, check: str, pivots: Tensor | None) -> None:
     """Raise RankError if an entry of R's diagonal is below the rounding error of its own column.
 
     QR does not change with the scale of a column, so each is compared with its own norm. Entries of truly dependent columns

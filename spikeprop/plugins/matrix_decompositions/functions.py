@@ -1,10 +1,10 @@
 """``qr``, ``lq`` and ``pivoted_qr``: factorisations with first and second derivatives, forward and reverse.
 
-In eager mode each is an ``autograd.Function`` with rules for reverse mode, forward mode and ``vmap``. While ``torch.compile``
-traces, it is the custom operator with the same reverse rule (a trace of tensors, as in ``torch.func.linearize``, holds it too);
-forward mode and ``torch.func.grad`` break the graph there (``fullgraph=True`` refuses them), and torch computes no second
-derivative through a compiled graph. LQ is the QR of A^H. Pivots are locally constant: A[:, p] = Q R is differentiated as the QR
-of A[:, p] (``rules`` has the equations and the paper).
+In eager mode each is an ``autograd.Function`` with rules for reverse and forward mode, in transforms of torch.func one with a
+rule for ``vmap`` too. While ``torch.compile`` traces, it is the custom operator with the same reverse rule (a trace of tensors,
+as in ``torch.func.linearize``, holds it too); forward mode and ``torch.func.grad`` break the graph there (``fullgraph=True``
+refuses them), and torch computes no second derivative through a compiled graph. LQ is the QR of A^H. Pivots are locally constant:
+A[:, p] = Q R is differentiated as the QR of A[:, p] (``rules`` has the equations and the paper).
 """
 
 from __future__ import annotations
@@ -95,15 +95,14 @@ def qr(A: Tensor, mode: Mode = "reduced", *, null_space: NullSpace = "refuse", c
         RankError: with ``check``, one of the first k columns depends on earlier columns.
         ValueError: an A or an option that cannot be used.
     """
-    return qr_of(A, mode, null_space, "qr" if check and _derivative_wanted(A) else "")
+    return qr_of(A, mode, null_space, "qr" if check and derivative_wanted(A) else "")
 
 
 def qr_of(A: Tensor, mode: str, null_space: str, check: str) -> QR:
     """``qr`` with a check always, under the name ``check``, or never."""
-    _check_arguments("qr", A, mode, null_space)
+    check_arguments("qr", A, mode, null_space)
     complete = mode == "complete" and A.shape[-2] > A.shape[-1]
-    operator = qr_operator if _in_graph(A) else _QR.apply
-    q, r = operator(A, complete, null_space, check)
+    q, r = _choice(A, qr_operator, _QR, _TransformedQR)(A, complete, null_space, check)
     return QR(A.new_empty(0) if mode == "r" else q, r)
 
 
@@ -122,8 +121,8 @@ def lq(
     """
     if mode not in ("reduced", "complete", "l"):
         raise ValueError(f"lq: mode is {mode!r}; use reduced, complete or l")
-    _check_arguments("lq", A, "r" if mode == "l" else mode, null_space)
-    q, r = qr_of(adjoint(A), "r" if mode == "l" else mode, null_space, "lq" if check and _derivative_wanted(A) else "")
+    check_arguments("lq", A, "r" if mode == "l" else mode, null_space)
+    q, r = qr_of(adjoint(A), "r" if mode == "l" else mode, null_space, "lq" if check and derivative_wanted(A) else "")
     return LQ(adjoint(r), q if mode == "l" else adjoint(q))
 
 
@@ -145,19 +144,22 @@ def pivoted_qr(A: Tensor, mode: Mode = "reduced", *, null_space: NullSpace = "re
         RankError: with ``check``, A has a rank below min(m, n).
         ValueError: an A or an option that cannot be used.
     """
-    _check_arguments("pivoted_qr", A, mode, null_space)
+    check_arguments("pivoted_qr", A, mode, null_space)
     complete = mode == "complete" and A.shape[-2] > A.shape[-1]
-    operator = pivoted_qr_operator if _in_graph(A) else _PivotedQR.apply
-    q, r, p = operator(A, complete, null_space, "pivoted_qr" if check and _derivative_wanted(A) else "")
+    q, r, p = _choice(A, pivoted_qr_operator, _PivotedQR, _TransformedPivotedQR)(
+        A, complete, null_space, "pivoted_qr" if check and derivative_wanted(A) else ""
+    )
     return PivotedQR(A.new_empty(0) if mode == "r" else q, r, p)
 
 
-def _in_graph(a: Tensor) -> bool:
-    """Whether to use the operator: during compilation. The operator would lose tangents, so forward mode breaks the graph."""
-    return torch.compiler.is_compiling() and unpack_dual(a).tangent is None
+def _choice(a: Tensor, operator: Any, eager: Any, transformed: Any) -> Callable[..., Any]:
+    """The operator during compilation (it would lose tangents, so forward mode breaks the graph), else a Function."""
+    if torch.compiler.is_compiling() and unpack_dual(a).tangent is None:
+        return operator
+    return transformed.apply if torch._C._are_functorch_transforms_active() else eager.apply
 
 
-def _derivative_wanted(a: Tensor) -> bool:
+def derivative_wanted(a: Tensor) -> bool:
     """Whether someone may differentiate by A; inside a transform of ``torch.func``, which does not tell, always.
 
     ``torch.no_grad`` ends reverse mode alone: a tangent is computed within it too.
@@ -174,7 +176,7 @@ def adjoint(a: Tensor) -> Tensor:
     return torch.conj_physical(a).mT if a.is_complex() else a.mT
 
 
-def _check_arguments(name: str, a: Tensor, mode: str, null_space: str) -> None:
+def check_arguments(name: str, a: Tensor, mode: str, null_space: str) -> None:
     if a.dtype not in (torch.float32, torch.float64, torch.complex64, torch.complex128):
         raise ValueError(f"{name}: A is {a.dtype}; LAPACK supports float32, float64, complex64 and complex128; convert it")
     if a.ndim < 2:
@@ -269,16 +271,15 @@ def _take_columns(a: Tensor, p: Tensor) -> Tensor:
 
 
 class _QR(torch.autograd.Function):
-    """Q and R, eagerly."""
+    """Q and R, eagerly. ``_TransformedQR`` is the same for transforms of torch.func; its form costs three times as much Python,
+    more than the factorisation of a small matrix."""
 
     @staticmethod
-    def forward(a: Tensor, complete: bool, null_space: str, check: str) -> tuple[Tensor, Tensor]:
-        return qr_operator(a, complete, null_space, check) if is_in_torch_dispatch_mode() else factor(a, complete, check)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        _keep(ctx, inputs, output)
+    def forward(ctx: Any, *arguments: Any) -> Any:
+        output = _factors(*arguments)
+        _keep(ctx, arguments, output)
         ctx.save_for_forward(*output)
+        return output
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, None, None, None]:
@@ -290,26 +291,35 @@ class _QR(torch.autograd.Function):
         with _set_fwd_grad_enabled(True):  # autograd.Function disables an outer forward mode; this enables it
             return _push(ctx, q, r, tangents[0])
 
-    @staticmethod
-    def vmap(info: Any, in_dims: tuple[Any, ...], *arguments: Any) -> tuple[Any, tuple[int, ...]]:
-        a, *options = arguments
-        return _QR.apply(a.movedim(in_dims[0], 0), *options), (0, 0)
 
-
-class _PivotedQR(torch.autograd.Function):
-    """Q, R and pivots, eagerly."""
+class _TransformedQR(_QR):
+    """Within a transform of torch.func."""
 
     @staticmethod
-    def forward(a: Tensor, complete: bool, null_space: str, check: str) -> tuple[Tensor, Tensor, Tensor]:
-        if is_in_torch_dispatch_mode():
-            return pivoted_qr_operator(a, complete, null_space, check)
-        return factor_pivoted(a, complete, check)
+    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        a: Tensor, complete: bool, null_space: str, check: str
+    ) -> tuple[Tensor, Tensor]:
+        return _factors(a, complete, null_space, check)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
         _keep(ctx, inputs, output)
         ctx.save_for_forward(*output)
-        ctx.mark_non_differentiable(output[2])
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[Any, ...], *arguments: Any) -> tuple[Any, tuple[int, ...]]:
+        a, *options = arguments
+        return _TransformedQR.apply(a.movedim(in_dims[0], 0), *options), (0, 0)
+
+
+class _PivotedQR(torch.autograd.Function):
+    """Q, R and pivots, eagerly; ``_TransformedPivotedQR`` as for ``_QR``."""
+
+    @staticmethod
+    def forward(ctx: Any, *arguments: Any) -> Any:
+        output = _pivoted_factors(*arguments)
+        _TransformedPivotedQR.setup_context(ctx, arguments, output)
+        return output
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, None, None, None]:
@@ -321,13 +331,39 @@ class _PivotedQR(torch.autograd.Function):
         with _set_fwd_grad_enabled(True):
             return *_push(ctx, q, r, _take_columns(tangents[0], p)), None
 
+
+class _TransformedPivotedQR(_PivotedQR):
+    """Within a transform of torch.func."""
+
+    @staticmethod
+    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        a: Tensor, complete: bool, null_space: str, check: str
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        return _pivoted_factors(a, complete, null_space, check)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        _keep(ctx, inputs, output)
+        ctx.save_for_forward(*output)
+        ctx.mark_non_differentiable(output[2])
+
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], *arguments: Any) -> tuple[Any, tuple[int, ...]]:
         a, *options = arguments
-        return _PivotedQR.apply(a.movedim(in_dims[0], 0), *options), (0, 0, 0)
+        return _TransformedPivotedQR.apply(a.movedim(in_dims[0], 0), *options), (0, 0, 0)
 
 
-for _function in (_QR, _PivotedQR):  # torch needs it in every call; this avoids computing it again
+def _factors(a: Tensor, complete: bool, null_space: str, check: str) -> tuple[Tensor, Tensor]:
+    return qr_operator(a, complete, null_space, check) if is_in_torch_dispatch_mode() else factor(a, complete, check)
+
+
+def _pivoted_factors(a: Tensor, complete: bool, null_space: str, check: str) -> tuple[Tensor, Tensor, Tensor]:
+    if is_in_torch_dispatch_mode():
+        return pivoted_qr_operator(a, complete, null_space, check)
+    return factor_pivoted(a, complete, check)
+
+
+for _function in (_TransformedQR, _TransformedPivotedQR):  # torch needs it in every call; this avoids computing it again
     _function.forward.__signature__ = inspect.signature(_function.forward)
 
 

@@ -32,7 +32,7 @@ def _pull_back_tall(q_mn: Tensor, r_nn: Tensor, g_q_mn: Tensor | None, g_r_nn: T
         inner = _add_product(inner, q_mn.mH, g_q_mn, -1)
     assert inner is not None
     # transposed, because Q is column-major
-    right = _add_product(None if g_q_mn is None else g_q_mn.mT, _copyltu(inner.mH).mT, q_mn.mT, 1).mT
+    right = _add_product(None if g_q_mn is None else g_q_mn.mT, copyltu(inner.mH).mT, q_mn.mT, 1).mT
     return solve_triangular(r_nn.mH, right, upper=False, left=False)
 
 
@@ -94,10 +94,9 @@ def rotation_dependence(q_mm: Tensor, g_q_mm: Tensor, columns: int) -> Tensor:
     return torch.linalg.matrix_norm(generator - generator.mH) / torch.where(size == 0, torch.ones_like(size), size)
 
 
-def _copyltu(x_nn: Tensor) -> Tensor:
+def copyltu(x_nn: Tensor) -> Tensor:
     """The lower triangle mirrored to the upper triangle; real diagonal."""
-    lower = torch.ones(x_nn.shape[-2:], dtype=torch.bool, device=x_nn.device).tril()
-    mirrored = torch.where(lower, x_nn, x_nn.mH)
+    mirrored = x_nn.tril() + x_nn.tril(-1).mH
     return mirrored - _imaginary_diagonal(x_nn) if x_nn.is_complex() else mirrored
 
 

@@ -1,10 +1,11 @@
 """``RIFLE`` and ``L2SP``: callbacks for fine-tuning a pretrained network; they combine with each other and any learning rule.
 
 RIFLE (Li et al. 2020, ICML): the E epochs of training are divided into R + 1 periods. After each period but the last the head
-is re-initialised; within a period its learning rate is lr/2 (1 + cos(pi t/u)), where u is the length of the period, while the
-other layers follow the schedule. The authors' code also resets after the very last epoch and keeps the head's momentum over a
-reset; ours does neither. L2-SP (Li et al. 2018): a penalty alpha/2 |w - w0|^2 + beta/2 |head|^2, where w0 are the initial
-weights.
+is re-initialised; within a period its learning rate is lr/2 (1 + cos(pi t/u)), where u is the length of the period, times the
+schedule's warm-up, while the other layers follow the schedule. Periods are complete epochs, of equal length if R + 1 divides E,
+and else of lengths that differ by one; the authors' code drops the remaining epochs. It also resets after the very last epoch
+and keeps the head's momentum over a reset; ours does neither. L2-SP (Li et al. 2018): a penalty alpha/2 |w - w0|^2 + beta/2
+|head|^2, where w0 are the initial weights.
 """
 
 from __future__ import annotations
@@ -24,11 +25,13 @@ TAG = "rifle_head"
 
 
 class RIFLE(Callback):
-    """Re-initialises the head ``resets`` times, evenly spaced, never at the end of training.
+    """Re-initialises the head ``resets`` times, never at the end of training, and tells the training so (``relearns``).
 
     Args:
-        resets: number of resets R; 0 does not change the training.
-        cyclic: the head's learning rate restarts with each period; otherwise it follows the schedule.
+        resets: number of resets R; 0 does not change the training. They end periods of complete epochs whose lengths differ by
+            at most one: 3 resets in 6 epochs come after epochs 2, 3 and 4.
+        cyclic: the head's learning rate restarts with each period, after the schedule's warm-up; otherwise it follows the
+            schedule.
         head: name of the module; default: the layer with weights that produces the network's output.
         seed: seed of the new weights.
 
@@ -61,16 +64,20 @@ class RIFLE(Callback):
                 "rule.param_groups(model)), or use cyclic=False"
             )
 
+        if training.epoch in self._ends(training.epochs):  # resumed in the epoch after a reset
+            training.relearns = training.epoch
+
     def on_gradient(self, training: TrainingState) -> None:
         if not self._acts:
             return
+        warming = training.schedule.warming(training.steps_done / training.steps)
         done = training.epoch + training.step / training.steps_per_epoch
         starts = [0, *self._ends(training.epochs), training.epochs]
         period = max(i for i, start in enumerate(starts[:-1]) if start <= done)
         share = (done - starts[period]) / (starts[period + 1] - starts[period])
         for group in training.optimizer.param_groups:
             if TAG in group:
-                group["lr"] = group["initial_lr"] * 0.5 * (1 + math.cos(math.pi * share))
+                group["lr"] = group["initial_lr"] * warming * 0.5 * (1 + math.cos(math.pi * share))
 
     def on_epoch(self, training: TrainingState, metrics: dict[str, Any]) -> None:
         if training.epoch + 1 not in self._ends(training.epochs):
@@ -79,6 +86,7 @@ class RIFLE(Callback):
         with torch.random.fork_rng():
             seed_torch(self.seed, training.epoch)
             head.reset_parameters()  # type: ignore[operator]
+        training.relearns = training.epoch + 1
         for p in head.parameters():  # the momentum of the old head would move the new one
             training.optimizer.state.pop(p, None)
 

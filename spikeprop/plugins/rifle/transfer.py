@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -38,7 +39,10 @@ from spikeprop.plugins.rifle.callbacks import find_head
 from spikeprop.recipe import Component
 from spikeprop.runtime.checks import positive
 from spikeprop.runtime.devices import find_device
+from spikeprop.runtime.files import leaves, read_json
 from spikeprop.runtime.seeding import generator, seed_torch
+
+PRETRAINING = {"data", "ann", "source_classes", "optimizer", "schedule", "weight_decay", "pretrain_epochs", "pretrain_lr"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +59,7 @@ class Transfer:
         baseline: the arm that the other arms are compared with.
         rule, optimizer, schedule, epochs, batch_size, lr, weight_decay: settings of the fine-tuning.
         pretrain_epochs, pretrain_lr: settings of the pretraining, by backpropagation with the same optimiser and schedule.
+        pretrained: run folder of the same pretraining, whose networks are used instead, as for other ``shots``.
         device: "auto", "cpu" or "cuda".
     """
 
@@ -75,6 +80,7 @@ class Transfer:
     weight_decay: float = 1e-4
     pretrain_epochs: int = 5
     pretrain_lr: float = 0.05
+    pretrained: str | None = None
     device: str = "auto"
 
     def __post_init__(self) -> None:
@@ -129,7 +135,11 @@ class Transfer:
     def _pretrain(self, seed: int, context: Context) -> dict[str, Any]:
         data = self.data.build()
         seed_torch(seed, 1)
-        model = self.ann.build().to(find_device(self.device))
+        model, file = self.ann.build().to(find_device(self.device)), f"pretrained.{seed}.safetensors"
+        if self.pretrained is not None:
+            load_model(model, load_checkpoint(_same_pretraining(Path(self.pretrained), context.folder.path) / file))
+            save_checkpoint(context.folder.path / file, model, {})
+            return {"accuracy": self._accuracy(model, data, self.source_classes)}
         fit(
             model,
             Backprop(),
@@ -142,7 +152,7 @@ class Transfer:
             checkpoint=(progress := progress_file(context, "pretrain", seed)),
             checkpoint_seconds=context.save_every,
         )
-        save_checkpoint(context.folder.path / f"pretrained.{seed}.safetensors", model, {})
+        save_checkpoint(context.folder.path / file, model, {})
         drop_progress(progress)
         return {"accuracy": self._accuracy(model, data, self.source_classes)}
 
@@ -183,6 +193,21 @@ class Transfer:
     def _accuracy(self, model: nn.Module, data: ImageData, classes: Sequence[int]) -> float:
         device = next(model.parameters()).device
         return ann_accuracy(model, ((x.to(device), y.to(device)) for x, y in only(data.test(500), classes).epoch(0)))
+
+
+def _same_pretraining(folder: Path, own: Path) -> Path:
+    """The folder.
+
+    Raises:
+        RecipeError: no run is there, or its networks were pretrained in another way, or on other classes.
+    """
+    if not (folder / "run.json").exists():
+        raise RecipeError(f"pretrained: {folder} holds no run; give the folder of a finished run of this recipe")
+    theirs, ours = (leaves(read_json(path / "run.json")["recipe"]) for path in (folder, own))
+    keys = {key for key in theirs | ours if key.split(".")[0] in PRETRAINING}
+    if different := sorted(key for key in keys if theirs.get(key) != ours.get(key)):
+        raise RecipeError(f"pretrained: {folder} holds another pretraining (it differs in {', '.join(different[:4])})")
+    return folder
 
 
 def only(split: Any, classes: Sequence[int]) -> InMemorySplit:

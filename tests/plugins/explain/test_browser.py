@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +18,7 @@ from spikeprop.plugins.activation_relaxation import ActivationRelaxation
 from spikeprop.plugins.explain import TracedStep, TrainingStep, explain, page_data, replay, trace_step, write_page
 from spikeprop.plugins.interlocking import Interlocking, PooledHead
 from tests.plugins.explain.conftest import Built, Opened
-from tests.plugins.explain.subjects import ALL, EXTRA, causal
+from tests.plugins.explain.subjects import ALL, EXTRA, causal, plain_gradients
 from tests.plugins.explain.test_trace import _Cubed
 
 Build = Callable[[str], Built]
@@ -322,4 +323,107 @@ def test_rules_are_compared_and_animated(opened: Opened, tmp_path: Path) -> None
     page.fill(".player input", "0")
     shown = page.locator(".variant").first.locator("tbody tr").first.locator("td").first.inner_text()
     assert float(shown.strip().rstrip("°")) == pytest.approx(frames[0]["layers"][0]["angle"], rel=1e-2)
+    assert not serious(opened)
+
+
+def test_the_story_measures_a_nudge_and_multiplies_along_paths(opened: Opened, build: Build) -> None:
+    built = build("mlp")
+    story = built.data["story"]
+    gradient = plain_gradients(built.subject)["0.weight"].flatten()[story["entry"]]
+    assert story["gradient"] == pytest.approx(float(gradient), rel=1e-9)
+    assert story["measured"] == pytest.approx(story["gradient"], rel=1e-5)
+    for path in story["paths"]:
+        assert math.prod(step["local"] for step in path["steps"]) == pytest.approx(path["product"], rel=1e-12)
+    assert story["others"] is None
+    assert sum(path["product"] for path in story["paths"]) == pytest.approx(story["gradient"], rel=1e-9)
+    opened.go(built.file)
+    page = opened.page
+    products = [float(t.replace("−", "-")) for t in page.locator(".path .product").all_inner_texts()]
+    assert products == pytest.approx([path["product"] for path in story["paths"]], rel=1e-3)
+    page.fill("#nudge", "0.5")
+    model, x, y = built.subject.double()
+    with torch.no_grad():
+        model[0].weight.view(-1)[story["entry"]] += 0.5  # type: ignore[index, operator, union-attr]
+        loss = float(built.subject.loss(model(x), y))
+    assert float(page.get_attribute("#nudge-answer", "data-loss")) == pytest.approx(loss, rel=1e-9)
+    assert [n["loss"] for n in story["nudges"] if n["by"] == 0.5] == [pytest.approx(loss, rel=1e-12)]
+    page.locator(".factor").nth(1).click()
+    assert opened.where().startswith("backward 3 of 4: tanh")
+
+
+@pytest.mark.parametrize("name", list(ALL))
+def test_the_program_that_the_page_copies_gives_torchs_gradients(opened: Opened, build: Build, name: str) -> None:
+    built = build(name)
+    opened.go(built.file)
+    opened.page.click("#code-run")
+    count = len(built.data["program"]["gradients"])
+    assert f"{count} of {count} gradients equal torch's" in opened.page.inner_text("#code-status")
+    opened.page.evaluate("app.code.copy()")
+    found: dict[str, Any] = {}
+    exec(opened.page.evaluate("app.code.copied"), found)
+    expected = plain_gradients(built.subject)
+    names = {variable: built.data["values"][index]["name"] for variable, index in built.data["program"]["gradients"].items()}
+    assert set(names.values()) == set(expected)
+    for variable, parameter in names.items():
+        torch.testing.assert_close(torch.as_tensor(found[variable]), expected[parameter], rtol=1e-9, atol=1e-12, msg=parameter)
+
+
+def test_blanks_are_checked_by_their_numbers(opened: Opened, build: Build) -> None:
+    opened.go(build("mlp").file)
+    page = opened.page
+    page.click("#code-all")
+    lines = build("mlp").data["program"]["backward"]
+    blanks = [i for i, line in enumerate(lines) if line["blank"]]
+    assert page.locator(".blank").count() == len(blanks) == 7
+    wrong = {
+        "h2_bar @ W1": "known",
+        "h3_bar @ W2.T": "columns meet",
+        "-h3_bar @ W2": "and it should be",
+        "h3_bar @": "missing",
+        "np.det(x)": "np.det",
+    }
+    second = page.locator(f"[data-blank='{blanks[1]}']")
+    for text, complaint in {**wrong, "h3_bar": "shape 4×1, and it should be 4×4", "h3_bar.sum()": "shape one number"}.items():
+        second.fill(text)
+        second.press("Enter")
+        verdict = page.locator(".verdict").nth(1).inner_text()
+        assert verdict.startswith("✗"), text
+        assert complaint in verdict or text == "h2_bar @ W1"
+    for i in blanks:
+        page.locator(f"[data-blank='{i}']").fill(lines[i]["text"].split(" = ", 1)[1])
+        page.locator(f"[data-blank='{i}']").press("Enter")
+    assert page.locator(".verdict.good").count() == 7
+    assert "4 of 4 gradients equal torch's ✓" in page.inner_text("#code-status")
+    assert not serious(opened)
+    page.click("#code-show")
+    assert page.locator(".blank").count() == 0
+
+
+def test_arrows_stay_after_the_backward_pass_and_the_map_shows_where(opened: Opened, build: Build) -> None:
+    built = build("residual")
+    opened.go(built.file)
+    page = opened.page
+    page.keyboard.press("End")
+    turned = page.locator(".link.up[marker-start]").count()
+    assert turned == page.locator(".link").count() - 1  # all but that of the target
+    assert page.is_visible("#minimap")
+    left = page.evaluate("document.getElementById('graph').scrollLeft")
+    width = page.locator("#minimap svg").bounding_box()["width"]
+    page.locator("#minimap svg").click(position={"x": width - 4, "y": 8})
+    assert page.evaluate("document.getElementById('graph').scrollLeft") > left
+    assert page.locator(".leaf.parameter").count() == 8
+    picture = page.get_attribute(".leaf.input image.value", "href")
+    assert picture.startswith("data:image/png")
+    assert built.data["values"][0]["picture"]["shape"] == [1, 6, 6]
+    assert "skip = F.relu(self.norm(self.first(x)), inplace=True)" in page.inner_text("#inspector .source")
+    page.keyboard.press("c")
+    assert "stride 1×1; padding 1×1" in page.inner_text("#card .own-call")
+
+
+@pytest.mark.parametrize("name", ["mlp", "spiking"])
+def test_a_phone_shows_the_page_without_scrolling_sideways(opened: Opened, build: Build, name: str) -> None:
+    opened.page.set_viewport_size({"width": 390, "height": 844})
+    opened.go(build(name).file, "#step=5")
+    opened.page.keyboard.press("q")
+    assert opened.page.evaluate("document.documentElement.scrollWidth") <= 390
     assert not serious(opened)

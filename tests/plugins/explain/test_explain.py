@@ -23,6 +23,7 @@ from spikeprop.plugins.activation_relaxation import ActivationRelaxation
 from spikeprop.plugins.explain import TrainingStep, explain, page_html, replay, trace_step, variants
 from spikeprop.plugins.explain.data import page_data
 from spikeprop.plugins.explain.gallery import ENTRIES, subject_of, write_gallery
+from spikeprop.plugins.explain.html import FOLDER, SCRIPTS
 from spikeprop.plugins.explain.numbers import read, written
 from spikeprop.plugins.interlocking import Interlocking, PooledHead
 from spikeprop.plugins.map_propagation import MAPPropagation
@@ -133,7 +134,7 @@ def test_a_relaxation_ends_at_backprops_gradient() -> None:
     (shown,) = variants(subject, trace_step(subject), {"AR": ActivationRelaxation(iterations=400, sweep="jacobi")})
     assert all(layer["angle"] < 1e-3 and abs(layer["ratio"] - 1) < 1e-6 for layer in shown["layers"])
     angles = [frame["layers"][0]["angle"] for frame in shown["frames"]]
-    assert angles[0] > 10  # no information has reached the first layer after one sweep
+    assert angles[0] is None  # no gradient has reached the first layer after one sweep
     assert angles[-1] == shown["layers"][0]["angle"]
     assert [frame["at"] for frame in shown["frames"]][-1] == 400
 
@@ -201,6 +202,13 @@ def test_pages_are_self_contained() -> None:
     assert "url(fonts/" not in text
     assert text.count("data:font/woff2;base64,") >= 9
     assert "default-src 'none'" in text
+
+
+def test_no_script_of_the_page_declares_a_name_of_another() -> None:
+    """All share one scope; a name declared twice would stop the page."""
+    texts = [(FOLDER / f"{name}.js").read_text() for name in SCRIPTS]
+    names = [name for text in texts for name in re.findall(r"^(?:const|let|class|function) (\w+)", text, re.MULTILINE)]
+    assert {name for name in names if names.count(name) > 1} == set()
 
 
 def test_names_cannot_break_out_of_the_page() -> None:

@@ -61,11 +61,17 @@ def test_unrolled_steps_equal_the_reference_kernel(surrogate: Surrogate, setting
 
 @pytest.mark.parametrize("make", ALL.values(), ids=list(ALL))
 def test_every_edge_has_numbers_and_they_add_up(make: Callable[[], TrainingStep]) -> None:
-    checks = data_of(make())["checks"]
+    subject = make()
+    page = data_of(subject)
+    checks = page["checks"]
     assert checks["edges"] == checks["edges_with_numbers"] == checks["edges_that_match"] > 0
     assert checks["values"] == checks["values_whose_edges_add_up"]
     assert checks["differences"]["differs"] == 0
     assert checks["differences"]["agrees"] > 0
+    assert page["story"]["matches"]
+    if not subject.spiking:  # a surrogate's gradient is not the slope of the loss
+        assert page["story"]["measured"] == pytest.approx(page["story"]["gradient"], rel=1e-5)
+    assert page["program"].keys() >= {"forward", "backward", "gradients"}  # made, and equal to torch
 
 
 def test_terms_are_upstream_times_local() -> None:
@@ -264,7 +270,10 @@ def test_further_networks_are_replayed(make: Callable[[], TrainingStep]) -> None
 
 
 def test_operations_of_todays_models_and_neurons_have_cards() -> None:
-    cards = data_of(EXTRA["modern"]())["cards"]
+    modern = data_of(EXTRA["modern"]())
+    cards, checks = modern["cards"], modern["checks"]
+    assert checks["edges_that_match"] == checks["edges_with_numbers"]
+    assert checks["values_whose_edges_add_up"] == checks["values"]  # also of the LSTM's cell, of which its output is made
     wanted = {"silu", "group_norm", "interpolate", "einsum", "where", "embedding", "attention_dropout", "lstm_cell", "gru_cell"}
     assert wanted <= cards.keys()
     page = data_of(EXTRA["graded"]())
@@ -274,6 +283,30 @@ def test_operations_of_todays_models_and_neurons_have_cards() -> None:
     adaptive = data_of(sequences(neuron=sp.ALIF(leak=0.9, v_threshold=0.2)))
     assert "alif" in adaptive["cards"]
     assert adaptive["unknown"] == []
+
+
+class _Unusual(nn.Module):
+    """Calls whose meaning depends on more than their name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.mix = nn.Parameter(torch.randn(4, 3)), nn.Parameter(torch.randn(1, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = F.embedding(torch.tensor([3, 1]), self.table, padding_idx=-1)  # the last row gets no gradient
+        h = torch.einsum("bi,ij", x, torch.einsum("bi,bj->ij", rows, self.mix))  # the second one repeats an operand
+        return h.where(h > 0, h * 0.1) + torch.where(h > 1, 1.0, h)
+
+
+def test_unusual_calls_are_recognised_or_named() -> None:
+    torch.manual_seed(0)
+    subject = TrainingStep(name="unusual", model=_Unusual(), x=torch.randn(2, 3), y=torch.tensor([0, 2]))
+    step = trace_step(subject)
+    kinds = [kind_of(node, step.trace) for node in step.trace.nodes]
+    assert [kind for kind, _ in kinds].count("where") == 2
+    assert [settings["out"] for kind, settings in kinds if kind == "einsum"] == ["bj"]
+    assert data_of(subject)["unknown"] == ["einsum"]
+    assert next(settings["padding"] for kind, settings in kinds if kind == "embedding") == 3
 
 
 KINDS: list[dict[str, Any]] = [
@@ -370,7 +403,7 @@ def test_several_inputs_named_outputs_and_compiled_modules_are_shown() -> None:
     y = torch.tensor([0, 1])
     loss = F.cross_entropy(model.double()(a.double(), b.double())["logits"], y)
     for x in ((a, b), {"a": a, "b": b}):
-        step = trace_step(TrainingStep(name="two", model=torch.compile(model), x=x, y=y))
+        step = trace_step(TrainingStep(name="two", model=torch.compile(model), x=x, y=y))  # type: ignore[arg-type]
         assert step.loss == pytest.approx(float(loss.detach()), rel=1e-12)
         page = page_data(TrainingStep(name="two", model=model, x=x, y=y), step)
         assert page["samples"] == 2

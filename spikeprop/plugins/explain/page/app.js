@@ -8,7 +8,10 @@ class App {
     this.position = 0;
     this.timer = null;
     this.find = (id) => document.getElementById(id);
-    this.graph = new Graph(this.net, this.find("graph"), (node) => this.jump(node));
+    this.graph = new Graph(this.net, this.find("graph"), this.find("minimap"), (node) => this.jump(node));
+    const toBackward = (node) => { this.pause(); this.go(2 * this.count - 1 - node); };
+    this.story = new Story(this.net, toBackward);
+    this.code = new CodePanel(this.net);
     this.edits = editPanel(this.net, () => this.changed());
     this.quiz = new Quiz(this.net, this.find("quiz"), (node) => this.go(2 * this.count - 1 - node, false));
     this.controls();
@@ -34,7 +37,8 @@ class App {
     scrub.setAttribute("aria-valuetext", text);
     this.find("where").textContent = text;
     this.graph.show(n, this.backward);
-    inspect(this.net, n, this.backward, this.find("inspector"), (key) => showCard(this.net, key));
+    inspect(this.net, n, this.backward, this.find("inspector"), (key, from) => showCard(this.net, key, from));
+    this.code.mark(n);
     markTime(n.step);
     if (write) this.write();
   }
@@ -84,7 +88,8 @@ class App {
   }
 
   panels() {
-    const panels = [variantPanel(this.net), neuronPanel(this.net), this.edits.element, checkPanel(this.net)];
+    this.find("story-host").replaceWith(this.story.element);
+    const panels = [this.code.element, variantPanel(this.net), neuronPanel(this.net), this.edits.element, checkPanel(this.net)];
     this.find("panels").append(...panels.filter(Boolean));
     const { data } = this.net;
     const mode = data.training ? "training mode" : "evaluation mode", time = data.timesteps ? `, ${data.timesteps} steps of time` : "";
@@ -98,7 +103,7 @@ class App {
     if (this.quiz.key(e)) { e.preventDefault(); return; }
     const keys = {
       ArrowRight: () => this.step(1), ArrowLeft: () => this.step(-1), Home: () => this.step(-Infinity), End: () => this.step(Infinity),
-      " ": pressable ? null : () => this.play(), c: () => this.node.card && showCard(this.net, this.node.card), q: () => this.quiz.start(),
+      " ": pressable ? null : () => this.play(), c: () => this.node.card && showCard(this.net, this.node.card, this.node), q: () => this.quiz.start(),
       t: () => this.theme(), e: () => this.firstEditor(), "?": () => this.find("keys").showModal(),
     };
     if (keys[e.key]) { e.preventDefault(); keys[e.key](); }

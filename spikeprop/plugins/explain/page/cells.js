@@ -3,7 +3,7 @@
 
 const matrix = (rows_) => tensor([rows_.length, rows_[0].length], Float64Array.from(rows_.flat()));
 
-const where = {
+const chosenBy = {
   forward: (inputs, s) => {
     const c = inputs[s.condition], [a, b] = operands(inputs, s), shape = broadcastShape(c.shape, broadcastShape(a.shape, b.shape));
     const [ic, ia, ib] = [c, a, b].map((x) => broadcastIndex(x.shape, shape)), out = tensor(shape);
@@ -176,7 +176,7 @@ const grade = {
 };
 
 Object.assign(OPERATIONS, {
-  where, einsum, interpolate, embedding, grade,
+  where: chosenBy, einsum, interpolate, embedding, grade,
   silu: entrywise((v) => v * logistic(v), (v, y) => logistic(v) + y * (1 - logistic(v))),
   group_norm: norm(channelGroups),
   attention_dropout: attention,

@@ -11,6 +11,7 @@ class Network {
     this.unknown = [...new Set(data.nodes.filter((n) => !OPERATIONS[n.kind]).map((n) => n.name))];
     this.editable = data.complete && this.unknown.length === 0;
     this.edits = new Map(); // value -> Map(entry -> number)
+    this.edition = 0;
     if (this.editable) this.recompute();
   }
 
@@ -31,13 +32,28 @@ class Network {
 
   reset() { this.edits.clear(); this.recompute(); }
 
+  forward() {
+    const now = this.data.values.map((v) => (this.source.has(v.id) ? null : this.start(v.id)));
+    this.data.nodes.forEach((n) => {
+      const found = OPERATIONS[n.kind].forward(n.inputs.map((i) => now[i]), n.settings);
+      n.outputs.forEach((o, k) => { now[o] = found[k]; });
+    });
+    return now;
+  }
+
+  // The loss of the original network with one other number.
+  lossWith(id, entry, number) {
+    const { edits } = this;
+    this.edits = new Map([[id, new Map([[entry, number]])]]);
+    const now = this.forward();
+    this.edits = edits;
+    return now[this.data.loss_value].data[0];
+  }
+
   recompute() {
     const { nodes, values, loss_value } = this.data;
-    this.now = values.map((v) => (this.source.has(v.id) ? null : this.start(v.id)));
-    nodes.forEach((n) => {
-      const found = OPERATIONS[n.kind].forward(n.inputs.map((i) => this.now[i]), n.settings);
-      n.outputs.forEach((o, k) => { this.now[o] = found[k]; });
-    });
+    this.edition += 1;
+    this.now = this.forward();
     this.back = values.map(() => null);
     this.back[loss_value] = like(this.now[loss_value], Float64Array.of(1));
     this.shares = nodes.map(() => null);

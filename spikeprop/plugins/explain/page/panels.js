@@ -32,21 +32,36 @@ function neuronPanel(net, now) {
     const plots = layer.neurons.map((neuron, i) => course(layer, neuron, i));
     return h("details", { open: true }, h("summary", {}, h("b", { text: layer.module.replace(/^layers\./, "").replace(/\.neuron$/, "") }), ` — ${layer.neurons.length} of ${layer.of} neurons, first sample; the layer fires in ${(100 * layer.rate).toFixed(1)} % of steps; surrogate ${layer.surrogate}`), h("div", { class: "courses" }, plots));
   });
-  const note = net.edited ? "These courses are those of the original network, before your edits." : "Potential before the reset (line), threshold (dashed), spikes (ticks), surrogate derivative (area).";
+  const note = net.edited ? "These courses are those of the original network, before your edits." : "Above: the potential u (in units of the network’s weights) climbs with each input, leaks, and where it passes the threshold θ (dashed) the neuron spikes (tick at the top) and is reset (arrow down). The orange bars are the surrogate: the slope that the backward pass uses at that step in place of the derivative of the spike, which is 0 almost everywhere. Below: the neuron’s responsibility, ∂L/∂u at each step; it goes back through time by the leak and the reset, and through a spike by the surrogate.";
   return h("section", { id: "neurons", "aria-labelledby": "neurons-title" }, h("h2", { id: "neurons-title", text: "Neurons through time" }), h("p", { text: note }), layers);
 }
 
+// One neuron through time: the potential with the threshold and the surrogate at each step, and below the neuron's responsibility,
+// the derivative of the loss by its potential, through each step.
 function course(layer, neuron, i) {
-  const u = layer.u[i], spikes = layer.spikes[i], slopes = layer.slopes[i], theta = layer.theta[i], n = u.length, w = 190, tall = 84;
-  const low = Math.min(0, ...u), high = Math.max(theta * 1.1, ...u), x = (t) => 8 + ((w - 16) * (t + 0.5)) / n, y = (v) => tall - 14 - ((tall - 30) * (v - low)) / (high - low || 1);
-  const peak = Math.max(...slopes, 1e-12), area = slopes.map((s, t) => `L${x(t)} ${tall - 14 - (s / peak) * (tall - 40) * 0.6}`).join("");
-  const label = `Neuron ${neuron}: spikes at steps ${layer.steps.filter((_, t) => spikes[t]).join(", ") || "none"}; potential from ${fmt(Math.min(...u), 3)} to ${fmt(Math.max(...u), 3)}, threshold ${fmt(theta, 3)}; surrogate up to ${fmt(Math.max(...slopes), 3)}`;
-  return h("figure", { class: "course" }, svg("svg", { width: w, height: tall, viewBox: `0 0 ${w} ${tall}`, role: "img", "aria-label": label },
-    svg("path", { class: "slope", d: `M${x(0)} ${tall - 14}${area}L${x(n - 1)} ${tall - 14}Z` }),
-    svg("line", { class: "theta", x1: 4, x2: w - 4, y1: y(theta), y2: y(theta) }),
-    svg("polyline", { class: "potential", points: u.map((v, t) => `${x(t)},${y(v)}`).join(" ") }),
-    ...spikes.map((s, t) => (s ? svg("line", { class: "spike", x1: x(t), x2: x(t), y1: 3, y2: 13 }) : svg("g"))),
-    ...u.map((v, t) => svg("rect", { class: "at", "data-step": layer.steps[t], x: x(t) - (w - 16) / n / 2, y: 0, width: (w - 16) / n, height: tall }))), h("figcaption", { text: `neuron ${neuron}` }));
+  const u = layer.u[i], spikes = layer.spikes[i], slopes = layer.slopes[i], theta = layer.theta[i], back = layer.cotangents[i], n = u.length;
+  const w = Math.max(250, 62 + 26 * n), left = 58, right = 8, top = 32, tall = 112, base = top + tall, gap = 20, low = base + gap, deep = 54, full = low + deep + 34;
+  const least = Math.min(0, ...u), most = Math.max(theta * 1.15, ...u), width = (w - left - right) / n, x = (t) => left + width * (t + 0.5), y = (v) => base - (tall * (v - least)) / (most - least || 1);
+  const peak = Math.max(...layer.slopes.flat(), 1e-12), size = Math.max(...back.map(Math.abs)), z = (g) => low + deep / 2 - ((deep / 2) * g) / (size || 1);
+  const text = (px, py, t, anchor = "middle") => svg("text", { x: px, y: py, "text-anchor": anchor, class: "axis" }, document.createTextNode(t));
+  const fired = layer.steps.filter((_, t) => spikes[t]).join(", ") || "none";
+  const label = `Neuron ${neuron}: spikes at steps ${fired}; potential from ${fmt(Math.min(...u), 3)} to ${fmt(Math.max(...u), 3)}, threshold ${fmt(theta, 3)}; surrogate up to ${fmt(Math.max(...slopes), 3)}; derivative of the loss by its potential up to ${fmt(size, 3)} in size`;
+  // the surrogate of each step as a bar beside the potential: as wide as its slope
+  const slopeBars = slopes.map((s, t) => svg("rect", { class: `slope${spikes[t] ? " fired" : ""}`, x: x(t) - width * 0.32, width: width * 0.64, y: base - (tall * 0.45 * s) / peak, height: (tall * 0.45 * s) / peak }));
+  const jumps = u.map((v, t) => (spikes[t] ? svg("path", { class: "jump", d: `M${x(t)} ${y(v)}V${y(layer.after[i][t])}` }) : svg("g")));
+  const lines = u.map((v, t) => (t + 1 < n ? svg("line", { class: "potential", x1: x(t), y1: y(layer.after[i][t]), x2: x(t + 1), y2: y(u[t + 1]) }) : svg("g")));
+  const silent = layer.surrogate === "STDB" ? Math.max(0, spikes.findIndex((s) => s > 0) < 0 ? n : spikes.findIndex((s) => s > 0)) : 0;
+  const unfired = silent ? [svg("rect", { class: "unfired", x: left, y: top, width: width * silent, height: tall }), text(left + (width * silent) / 2, top + 11, "no spike yet: 0")] : [];
+  const bars = back.map((g, t) => svg("rect", { class: g >= 0 ? "plus" : "minus", x: x(t) - width * 0.28, width: width * 0.56, y: Math.min(z(g), z(0)), height: Math.max(0.5, Math.abs(z(g) - z(0))) }));
+  const every = Math.max(1, Math.ceil(n / 8));
+  return h("figure", { class: "course" }, svg("svg", { width: w, height: full, viewBox: `0 0 ${w} ${full}`, role: "img", "aria-label": label },
+    ...unfired, ...slopeBars, svg("path", { class: "frame", d: `M${left} ${top}V${base}H${w - right}M${left} ${low}V${low + deep}M${left} ${z(0)}H${w - right}` }),
+    svg("line", { class: "theta", x1: left, x2: w - right, y1: y(theta), y2: y(theta) }), text(left - 4, y(theta) + 4, `θ ${fmt(theta, 3)}`, "end"), text(left - 4, base + 3, fmt(least, 2), "end"), text(4, 11, "potential u", "start"),
+    ...lines, ...jumps, ...u.map((v, t) => svg("circle", { class: "point", cx: x(t), cy: y(v), r: 2.6 })),
+    ...spikes.map((s, t) => (s ? svg("line", { class: "spike", x1: x(t), x2: x(t), y1: 17, y2: 29 }) : svg("g"))),
+    ...bars, text(4, low - 5, "∂L/∂u", "start"), ...(size ? [text(left - 4, low + 8, fmt(size, 2), "end"), text(left - 4, low + deep, fmt(-size, 2), "end")] : [text(left - 4, z(0) + 4, "0", "end")]),
+    ...layer.steps.map((t, k) => (k % every ? svg("g") : text(x(k), low + deep + 13, String(t)))), text((left + w) / 2, full - 4, "time step"),
+    ...u.map((v, t) => svg("rect", { class: "at", "data-step": layer.steps[t], x: x(t) - width / 2, y: 0, width, height: full }))), h("figcaption", { text: `neuron ${neuron}` }));
 }
 
 function markTime(step) {

@@ -1,9 +1,9 @@
-// Quiz: questions about the numbers of this network, answered by mouse or keyboard (1 to 4, then N for the next question).
+// Quiz beside the graph: questions about the numbers of this network, by mouse or keyboard (1 to 4, then N for the next question).
 "use strict";
 
 class Quiz {
   constructor(net, host, jump) {
-    Object.assign(this, { net, host, jump, answered: 0, correct: 0, seed: 7 });
+    Object.assign(this, { net, host, jump, answered: 0, correct: 0, seed: 7, asked: 0 });
   }
 
   random() { // mulberry32: the same questions on every visit
@@ -15,16 +15,61 @@ class Quiz {
 
   pick(list) { return list[Math.floor(this.random() * list.length)]; }
 
+  // The kinds of questions in turn; those that this network cannot answer are left out.
   question() {
-    const { net } = this, edges = net.data.edges.filter((e) => e.sums.some((s) => s.terms.length && s.downstream !== 0));
-    const edge = this.pick(edges), node = net.data.nodes[edge.node], s = this.pick(net.sums(edge).filter((x) => x.terms.length)), t = s.terms[0];
-    const kind = this.pick(node.card ? ["product", "sum", "card"] : ["product", "sum"]);
-    if (kind === "product") return this.numeric(node, `${node.name}${where(node)}: upstream ${fmt(t.upstream)}, local derivative ${fmt(t.local)}. What is the downstream of this path?`, t.upstream * t.local, [t.upstream + t.local, -t.upstream * t.local, t.local === 0 ? 1 : t.upstream / t.local], "Multiply upstream by local.");
-    if (kind === "sum") {
-      const parts = [...s.terms.map((x) => fmt(x.upstream * x.local)), ...(s.others ? [fmt(s.rest)] : [])];
-      return this.numeric(node, `${node.name}${where(node)}: the paths from one entry of ${nameOf(net, edge.value)} contribute ${parts.join(", ")}. What is its derivative?`, s.downstream, [s.terms[0].upstream * s.terms[0].local * 2, -s.downstream, s.downstream / 2], "Sum over all paths.");
+    const kinds = [() => this.product(), () => this.nudge(), () => this.sum(), () => this.unit(), () => this.stop()];
+    for (;;) {
+      const found = kinds[this.asked++ % kinds.length]();
+      if (found) return found;
     }
-    return this.cardQuestion(node);
+  }
+
+  edge() {
+    const edges = this.net.data.edges.filter((e) => e.sums.some((s) => s.terms.length && s.downstream !== 0)), edge = this.pick(edges);
+    return { edge, node: this.net.data.nodes[edge.node], s: this.pick(this.net.sums(edge).filter((x) => x.terms.length)) };
+  }
+
+  product() {
+    const { node, s } = this.edge(), t = s.terms[0];
+    return this.numeric(node, `${node.name}${where(node)}: the upstream is ${fmt(t.upstream)} and the local derivative ${fmt(t.local)}. What goes back along this path?`, t.upstream * t.local, [t.upstream + t.local, -t.upstream * t.local, t.local === 0 ? 1 : t.upstream / t.local], "Multiply upstream by local.");
+  }
+
+  sum() {
+    const { edge, node, s } = this.edge();
+    if (s.terms.length + (s.others ? 1 : 0) < 2) return null;
+    const parts = [...s.terms.map((x) => fmt(x.upstream * x.local)), ...(s.others ? [fmt(s.rest)] : [])];
+    return this.numeric(node, `${node.name}${where(node)}: the paths from one entry of ${nameOf(this.net, edge.value)} bring back ${parts.join(", ")}. What is its derivative?`, s.downstream, [s.terms[0].upstream * s.terms[0].local, -s.downstream, s.downstream / 2], "Add over all paths.");
+  }
+
+  nudge() {
+    const { net } = this, weights = net.data.values.filter((v) => v.role === "parameter" && v.cotangent && net.cotangent(v.id));
+    const v = this.pick(weights), view = net.cotangent(v.id), data = Array.from(view.all || view.some), k = largestOf(data), entry = view.all ? k : view.places[k];
+    const node = net.data.nodes.find((n) => n.inputs.includes(v.id)), answer = 0.01 * data[k];
+    if (!answer) return null;
+    return this.numeric(node, `The gradient of ${v.name} ${place_(entry, v.shape)} is ${fmt(data[k])}. The weight is raised by 0.01. By how much does the loss change, about?`, answer, [data[k], -answer, 0.01 / data[k]], "The change of the loss is about the gradient times the nudge; to lower the loss, move against the gradient.");
+  }
+
+  // Which unit is dead: zero for all samples shown, so that nothing goes back through it.
+  unit() {
+    const { net } = this;
+    if (!net.editable) return null;
+    const found = net.data.nodes.filter((n) => n.kind === "relu").flatMap((n) => {
+      const { shape, all } = net.value(n.outputs[0]);
+      if (shape.length < 2) return [];
+      const inner = sizeOf(shape.slice(2)), units = Array.from({ length: shape[1] }, (_, u) => all.every((v, i) => Math.floor(i / inner) % shape[1] !== u || v <= 0));
+      return units.filter((dead) => !dead).length >= 2 && units.includes(true) ? [{ n, units }] : [];
+    });
+    if (!found.length) return null;
+    const { n, units } = this.pick(found), dead = units.indexOf(true), alive = this.shuffled(units.map((d, i) => (d ? -1 : i)).filter((i) => i >= 0)).slice(0, 3);
+    return { node: n, text: `Which unit of ${n.name}${where(n)} is dead for these samples?`, why: "It is zero for every sample; the slope of ReLU is 0 there, so nothing goes back and its weights do not learn.", answer: `unit ${dead}`, choices: this.shuffled([dead, ...alive]).map((i) => `unit ${i}`) };
+  }
+
+  // Where the gradient is largest.
+  stop() {
+    const { net } = this, sizes = net.data.values.filter((v) => v.role === "parameter" && v.cotangent).map((v) => ({ v, size: rms(net.cotangent(v.id)) })), chosen = this.shuffled(sizes).slice(0, 4).sort((a, b) => b.size - a.size);
+    if (chosen.length < 3 || chosen[0].size <= 1.05 * chosen[1].size) return null;
+    const node = net.data.nodes.find((n) => n.inputs.includes(chosen[0].v.id));
+    return { node, text: `Which of these parameters has the largest gradient (root mean square), so that one step of plain gradient descent moves it most?`, why: chosen.map((c) => `${c.v.name} ${fmt(c.size, 3)}`).join(", ") + ".", answer: chosen[0].v.name, choices: this.shuffled(chosen.map((c) => c.v.name)) };
   }
 
   numeric(node, text, answer, wrong, why) {
@@ -33,31 +78,23 @@ class Quiz {
     return { node, text, why, answer: choices[0], choices: this.shuffled(choices) };
   }
 
-  cardQuestion(node) {
-    const last = (card) => card.chain[card.chain.length - 1].latex, cards = Object.values(this.net.data.cards), answer = last(this.net.data.cards[node.card]);
-    const choices = [answer];
-    cards.forEach((c) => { const l = last(c); if (choices.length < 4 && !choices.includes(l)) choices.push(l); });
-    ["\\bar{x} = \\bar{y} + x", "\\bar{x} = x \\odot x", "\\bar{x} = -\\bar{y}"].forEach((l) => { if (choices.length < 4) choices.push(l); });
-    return { node, math: true, text: `Which equation is on the card of ${node.name}${where(node)}?`, why: "See the derivation on the card.", answer, choices: this.shuffled(choices) };
-  }
-
   shuffled(list) {
     const found = [...list];
     for (let i = found.length - 1; i > 0; i--) { const j = Math.floor(this.random() * (i + 1)); [found[i], found[j]] = [found[j], found[i]]; }
     return found;
   }
 
-  start() { this.host.hidden = false; this.ask(); }
+  start() { this.host.hidden = false; this.host.parentElement.classList.add("asking"); this.ask(); }
 
-  stop() { this.host.hidden = true; }
+  end() { this.host.hidden = true; this.host.parentElement.classList.remove("asking"); }
 
   ask() {
     this.now = this.question();
     this.done = false;
     this.jump(this.now.node.id);
-    const buttons = this.now.choices.map((c, i) => h("button", { type: "button", class: "choice", "data-correct": c === this.now.answer ? "yes" : "no", onclick: () => this.answer(i) }, h("b", { text: `${i + 1} ` }), h("span", this.now.math ? { html: katex.renderToString(c, { output: "htmlAndMathml" }) } : { text: c })));
+    const buttons = this.now.choices.map((c, i) => h("button", { type: "button", class: "choice", "data-correct": c === this.now.answer ? "yes" : "no", onclick: () => this.answer(i) }, h("b", { text: `${i + 1} ` }), h("span", { text: c })));
     this.status = h("p", { role: "status", "aria-live": "polite", id: "quiz-status", text: `${this.correct} of ${this.answered} correct so far` });
-    this.host.replaceChildren(h("h2", { id: "quiz-title", text: "Quiz" }), h("p", { id: "quiz-text", text: this.now.text }), h("div", { class: "choices", role: "group", "aria-labelledby": "quiz-text" }, buttons), this.status, h("p", {}, h("button", { type: "button", id: "quiz-next", onclick: () => this.ask(), text: "Next question (N)" }), h("button", { type: "button", onclick: () => this.stop(), text: "End" })));
+    this.host.replaceChildren(h("h2", { id: "quiz-title", text: "Quiz" }), h("p", { id: "quiz-text", text: this.now.text }), h("div", { class: "choices", role: "group", "aria-labelledby": "quiz-text" }, buttons), this.status, h("p", {}, h("button", { type: "button", id: "quiz-next", onclick: () => this.ask(), text: "Next question (N)" }), " ", h("button", { type: "button", onclick: () => this.end(), text: "End" })));
     buttons[0].focus();
   }
 
@@ -75,7 +112,9 @@ class Quiz {
     if (this.host.hidden) return false;
     if (/^[1-4]$/.test(e.key)) { this.answer(Number(e.key) - 1); return true; }
     if (e.key === "n" || e.key === "N") { this.ask(); return true; }
-    if (e.key === "Escape") { this.stop(); return true; }
+    if (e.key === "Escape") { this.end(); return true; }
     return false;
   }
 }
+
+const rms = (view) => (view.all ? statistics(view.all).rms : view.rms);
