@@ -56,7 +56,7 @@ def run(path: Path, *overrides: str) -> Any:
     few = ["data={use: Digits, train_limit: 64, test_limit: 40}", "ann.plan=[4, A]", "spiking.plan=[4, A]", "ann.hidden=[]"]
     arms = "arms={backprop: Backprop, direct: spikeprop.plugins.DirectFeedbackAlignment}"
     recipe = load_recipe(
-        "rules_compared", [*few, arms, "rates={direct: 1e-2}", "seeds=[0, 1]", "epochs=2", "timesteps=4", *overrides]
+        "rules_compared", [*few, arms, "rates={direct: 1e-2}", "seeds=[0]", "epochs=2", "timesteps=4", *overrides]
     )
     return recipe.experiment.run(Context(RunFolder(path, recipe), recipe.name, lambda _: None))
 
@@ -73,7 +73,7 @@ def test_the_page_has_every_arm_and_its_figures(tmp_path: Path) -> None:
     assert (arms["backprop"]["own"], arms["direct"]["own"]) == (0, 10 * 4 * 4 * 4)
     for name, arm in arms.items():
         assert sum(line.startswith(f"| {name} |") for line in page.splitlines()) == 3
-        assert f"{arm['mean']:.2f} (" in page
+        assert f"| {name} | {arm['mean']:.2f} |" in page
         assert arm["bytes"] > 0 < arm["seconds"]
         assert arm["knows"]
     assert (tmp_path / "run" / "report.png").stat().st_size > 5000

@@ -103,7 +103,7 @@ class RulesCompared(RuleComparison):
 
     def observers(self, name: str, rule: LearningRule, data: LabelledData, device: torch.device) -> list[Callback]:
         x, y = next(data.train(ANGLE_IMAGES, seed=0).epoch(0))
-        return [AngleLog(rule, self._reference(name), x.to(device), y.to(device))]
+        return [AngleLog(rule, self._reference(name, rule), x.to(device), y.to(device))]
 
     def kept(self, history: list[dict[str, Any]]) -> dict[str, Any]:
         names = [key for key in history[-1] if key.startswith("angle.")]
@@ -118,8 +118,11 @@ class RulesCompared(RuleComparison):
         converted = snn_accuracy(network, data, [self.timesteps])[self.timesteps]
         return {**super().tested(name, model, data, device), "converted": converted}
 
-    def _reference(self, name: str) -> LearningRule:
-        return Backprop() if name in self.arms else BPTT(timesteps=self.timesteps)
+    def _reference(self, name: str, rule: LearningRule) -> LearningRule:
+        """Whose gradient is the true one; of the same loss, which for a simulation may be that of each step."""
+        if name in self.arms:
+            return Backprop()
+        return BPTT(timesteps=self.timesteps, each_step=getattr(rule, "each_step", False))
 
     def _cost(self) -> dict[str, Any]:
         """Seconds and bytes of one gradient by each arm, and the numbers that its rule holds beside the network."""
