@@ -10,8 +10,13 @@ _MASK = 0xFFFFFFFFFFFFFFFF
 
 
 def mix_seed(seed: int, *position: int) -> int:
-    """A 63-bit seed from ``seed`` and a position such as (epoch, batch); the finaliser of SplitMix64 (Steele et al. 2014)."""
+    """A 63-bit seed from ``seed`` and a position such as (epoch, batch); the finaliser of SplitMix64 (Steele et al. 2014).
+
+    Without a position it is the seed itself.
+    """
     value = seed & _MASK
+    if not position:
+        return value & (_MASK >> 1)
     for number in position:
         value = (value + 0x9E3779B97F4A7C15 * (number + 1)) & _MASK
         value = ((value ^ (value >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
