@@ -22,8 +22,8 @@ def _conv(inputs: int, outputs: int, kernel: int, stride: int = 1, groups: int =
 
 
 def _pad(kernel: int, stride: int) -> nn.Module:
-    total = kernel - stride
-    return nn.Identity() if stride == 1 else nn.ZeroPad2d((total // 2, total - total // 2) * 2)
+    before, after = (kernel - stride) // 2, (kernel - stride + 1) // 2
+    return nn.Identity() if stride == 1 else nn.ZeroPad2d((before, after, before, after))
 
 
 def _norm(channels: int) -> nn.BatchNorm2d:

@@ -234,7 +234,7 @@ def _write_conv1d(op: nn.Conv1d, shape: tuple[int, ...], after: tuple[int, ...],
     return nir.Conv1d(shape[1], _array(op.weight), op.stride[0], padding, op.dilation[0], op.groups, bias)
 
 
-def _padding(op: nn.Conv1d | nn.Conv2d) -> tuple[int, ...] | str:
+def _padding(op: nn.Conv1d | nn.Conv2d) -> Any:
     """A padding in words as numbers, by axis; "same" where its sides are unequal, of which NIR has the word alone."""
     totals = [0 if op.padding == "valid" else d * (k - 1) for d, k in zip(op.dilation, op.kernel_size)]
     return "same" if any(total % 2 for total in totals) else tuple(total // 2 for total in totals)

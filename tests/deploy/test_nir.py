@@ -231,7 +231,8 @@ def test_padding_in_words_is_written_as_numbers_where_its_sides_are_equal(tmp_pa
         readout = Layer([("a", Synapse([nn.Flatten(), nn.Linear(144, 3)]))], None)
         layers = {"a": Layer([(INPUT, Synapse([conv]))], IF(v_threshold=0.25)), "out": readout}
         network = SpikingNetwork(layers, Direct(), shape).eval()
-        assert next(node for node in to_nir(network).nodes.values() if type(node).__name__.startswith("Conv")).padding == held
+        node: Any = next(node for node in to_nir(network).nodes.values() if type(node).__name__.startswith("Conv"))
+        assert node.padding == held
         assert network.fits("loihi2")
         assert_round_trip(tmp_path, network)
         unequal = [f.what for f in network.fits("speck").findings if f.what == "a padding of unequal sides"]

@@ -182,7 +182,7 @@ def test_what_a_chip_s_own_arithmetic_refuses_is_found_before() -> None:
     read, last = currents("input", 6, 5), Layer([("b", Synapse([nn.Linear(4, 3)]))], None)
     two = Layer([("b", Synapse([nn.Linear(4, 3)])), ("a", Synapse([nn.Linear(5, 3)]))], None)
     one = Layer([("a", Synapse([nn.Linear(5, 3)]))], None)
-    itself = currents("a", 5, 4)
+    itself: Any = currents("a", 5, 4)
     itself = Layer([("a", itself.synapses[0])], itself.neuron, feedback=[("b", Synapse([nn.Linear(4, 4, bias=False)]))])
     xylo_s = {
         "a start at 0.5 thresholds": {"a": read, "b": currents("a", 5, 4, v_init=0.5), "o": last},

@@ -264,7 +264,8 @@ def test_forward_forward_equals_the_closed_form() -> None:
     torch.manual_seed(3)
     source = torch.cat(rule.labelled(x, LABELS))
     sign = torch.tensor([1.0] * 6 + [-1.0] * 6).double()
-    for layer, got in zip((model[0], model[2]), found):
+    trained: list[Any] = [model[0], model[2]]
+    for layer, got in zip(trained, found):
         h = (source @ layer.weight.detach().T).relu()
         g = h.square().mean(1)
         slope = -sign * torch.sigmoid(-sign * (g - 0.7)) * 2 / h.shape[1] / 12

@@ -101,7 +101,6 @@ class Draws:
         connections = [
             IntegerConnection(s.source, matrix(s.rows, int(np.prod(self.shapes[s.source]))), s.exponent) for s in p.synapses
         ]
-        arrays = {"bias": p.bias, "decay": p.decay, "v_init": p.start}
         return IntegerPopulation(
             name=p.name,
             shape=self.shapes[p.name],
@@ -114,7 +113,9 @@ class Draws:
             levels=p.levels,
             rectify=p.rectify,
             pools=p.pools,
-            **{key: np.array(values, np.int32) for key, values in arrays.items()},
+            bias=np.array(p.bias, np.int32),
+            decay=np.array(p.decay, np.int32),
+            v_init=np.array(p.start, np.int32),
         )
 
     def currents_wrap_once(self) -> bool:
@@ -221,7 +222,7 @@ def test_quantised_networks_run_by_the_law(block: int, counted: Callable[[Counte
 def as_law(p: IntegerPopulation) -> Neurons:
     """A population of the package as the law has it."""
     theta = None if p.theta is None else p.theta.tolist()
-    synapses = [Synapses(c.source, rows_of(c.matrix), c.exponent) for c in p.connections]
+    synapses = [Synapses(c.source, rows_of(c.matrix), int(c.exponent)) for c in p.connections]
     numbers = p.bias.tolist(), p.bias_exponent, p.decay.tolist(), p.v_init.tolist()
     return Neurons(p.name, synapses, *numbers, theta, bool(p.to_zero), p.levels, p.rectify, bool(p.pools))
 
