@@ -92,6 +92,8 @@ class RuleComparison:
         x = data.example(2)
         with torch.no_grad():
             scores = ann.eval()(x)
+        if not isinstance(scores, Tensor):
+            raise RecipeError(f"ann: {self.ann.use} returns a {type(scores).__name__}; a comparison needs one tensor of scores")
         if scores.shape[:2] != (2, data.classes):
             raise RecipeError(f"ann: {self.ann.use} has {scores.shape[1]} outputs, but data has {data.classes} classes")
         for arm in self.arms.values():

@@ -27,6 +27,12 @@ def at_least_one(settings: Any, *names: str) -> None:
             raise ValueError(f"{name} is {getattr(settings, name)}; it must be at least 1")
 
 
+def one_of(settings: Any, name: str, *known: str) -> None:
+    """Raises ValueError unless this attribute is one of these words."""
+    if getattr(settings, name) not in known:
+        raise ValueError(f"{name} is {getattr(settings, name)!r}; use {', '.join(known)}")
+
+
 def in_percent(settings: Any, name: str) -> None:
     """Raises ValueError unless this attribute lies in (0, 100]."""
     if not 0 < getattr(settings, name) <= 100:

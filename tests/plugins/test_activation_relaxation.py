@@ -331,6 +331,10 @@ def test_it_learns_digits_as_well_as_backprop() -> None:
         ({"iterations": 0}, "iterations is 0"),
         ({"tolerance": -1.0}, "tolerance is -1"),
         ({"backward_std": 0.0}, "backward_std is 0"),
+        ({"sweep": "gauss"}, "sweep is 'gauss'; use settling, gauss-seidel, jacobi"),
+        ({"start": "zeros"}, "start is 'zeros'"),
+        ({"backward_weights": "random"}, "backward_weights is 'random'"),
+        ({"drop_derivative": "relax"}, "drop_derivative is 'relax'"),
         ({"settled": 1.0}, r"settled is 1\.0"),
         ({"frozen": False}, "start is zero and sweep is settling: use start: activation, and sweep: gauss-seidel or jacobi"),
     ],
@@ -338,6 +342,11 @@ def test_it_learns_digits_as_well_as_backprop() -> None:
 def test_invalid_settings_are_refused(settings: dict[str, Any], says: str) -> None:
     with pytest.raises(ValueError, match=says):
         ActivationRelaxation(**settings)
+
+
+def test_a_step_size_that_never_arrives_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"step_size is 1e-09, which needs more than 1,000,000,000 sweeps"):
+        enough_sweeps(5, 1e-9, "jacobi")
 
 
 def test_step_without_prepare_is_refused() -> None:

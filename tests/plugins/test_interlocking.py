@@ -183,6 +183,8 @@ def test_unsupported_networks_are_refused(model: nn.Module, settings: dict[str, 
 def test_invalid_settings_and_missing_prepare_are_refused() -> None:
     with pytest.raises(ValueError, match="reach is 0"):
         Interlocking(cuts=2, reach=0)
+    with pytest.raises(ValueError, match="combine is 'furtest'; use furthest, mean, sum"):
+        Interlocking(cuts=2, combine="furtest")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"call rule\.prepare"):
         Interlocking(cuts=4, reach=1).step(resnet(), torch.rand(2, 1, 8, 8), torch.arange(2))
 

@@ -177,6 +177,20 @@ def test_equilibrium_propagation_is_backprop_for_weak_feedback() -> None:
     assert float(rule.step(cnn().double(), IMAGES.double(), LABELS)["gap"]) < 1e-3
 
 
+def test_a_small_loss_reaches_the_first_state_before_a_phase_ends() -> None:
+    """With a loss of 1e-4 of its size the last state changes by less than the tolerance; the first gradients are not 0."""
+
+    @dataclasses.dataclass(frozen=True, kw_only=True)
+    class Small(Loss):
+        def __call__(self, scores: Tensor, y: Tensor) -> Tensor:
+            return 1e-4 * CrossEntropy()(scores, y)
+
+    model, x = mlp(4, 6, 6, 6, 5), torch.rand(6, 4)
+    found = gradients(EquilibriumPropagation(loss=Small(), tolerance=1e-4), model, x, LABELS)
+    exact = gradients(EquilibriumPropagation(loss=Small(), tolerance=1e-14), model, x, LABELS)
+    assert apart(found, exact) < 0.05
+
+
 def test_states_that_do_not_settle_are_refused() -> None:
     model = mlp(4, 30, 30, 5, act=nn.ReLU)
     with torch.no_grad():
@@ -400,6 +414,18 @@ def test_other_networks_that_a_rule_cannot_train_are_refused() -> None:
         FeedbackAlignment().prepare(turned, IMAGES)
     with pytest.raises(SegmentError, match=r"is not homogeneous \(it has a bias"):
         ForwardForward().prepare(mlp(4, 6, 5, act=nn.ReLU), torch.rand(3, 4))
+    unbiased = mlp(4, 6, 5, act=nn.ReLU)
+    nn.init.zeros_(unbiased.get_parameter("0.bias"))
+    with pytest.raises(SegmentError, match=r"is not homogeneous \(it has a bias"):  # it would not stay 0
+        ForwardForward().prepare(unbiased, torch.rand(3, 4))
+    with pytest.raises(SegmentError, match=r"is not homogeneous \(.*saturates"):  # these values are below 6
+        ForwardForward().prepare(mlp(4, 6, 5, act=nn.ReLU6, bias=False), torch.rand(3, 4))
+    silent = mlp(4, 6, 5)
+    nn.init.zeros_(silent.get_parameter("2.weight"))
+    with pytest.raises(SegmentError, match=r"2\.weight has the standard deviation 0\.0"):
+        FeedbackAlignment().prepare(silent, torch.rand(3, 4))
+    with pytest.raises(SegmentError, match="iterations is 1, and the loss needs 2 to reach the first of 2 states"):
+        EquilibriumPropagation(iterations=1).prepare(mlp(4, 6, 6, 5), torch.rand(3, 4))
     with pytest.raises(SegmentError, match="makes a state of each activation, and found none"):
         EquilibriumPropagation().prepare(mlp(4, 6, 5, act=nn.Identity), torch.rand(3, 4))
     wide = nn.Sequential(*(nn.Linear(a, b, device="meta") for a, b in pairwise((1, 9000, 9000, 5))))

@@ -133,6 +133,8 @@ def test_entropy_of_continuous_actions_is_refused() -> None:
 def test_asynchronous_needs_time() -> None:
     with pytest.raises(ValueError, match="asynchronous needs a task with time"):
         small_multiplexer(learners=["asynchronous"])
+    with pytest.raises(ValueError, match="iterations is 0, and the asynchronous learner draws its action in them"):
+        control(iterations=0, learners=["asynchronous"])
 
 
 @pytest.mark.slow

@@ -175,6 +175,7 @@ def test_an_announced_reset_is_no_collapse_for_one_epoch(tmp_path: Path) -> None
     with pytest.raises(TrainingCollapsed, match="in epoch 2 "):
         train(guard, rule=AlwaysWrong(), epochs=2)
     train(guard, RIFLE(resets=1), rule=AlwaysWrong(), epochs=2)
+    train(RIFLE(resets=2), guard, rule=AlwaysWrong(), epochs=3)  # the other order: a reset before the guard judges
     for stop in (4, 99):  # resumed within the epoch after the reset
         train(guard, RIFLE(resets=1), Interrupt(stop), rule=AlwaysWrong(), epochs=2, checkpoint=tmp_path / "p.safetensors")
     with pytest.raises(TrainingCollapsed, match="in epoch 3 "):

@@ -13,17 +13,20 @@ from spikeprop import Backprop
 from spikeprop.errors import RecipeError
 from spikeprop.experiment.context import Context
 from spikeprop.experiment.run_folder import RunFolder
-from spikeprop.plugins.local_rules.measuring import LiveBytes, degrees, gradient
+from spikeprop.learn import EProp, SquaredError
+from spikeprop.plugins import DirectFeedbackAlignment
+from spikeprop.plugins.activation_relaxation.angles import degrees
+from spikeprop.plugins.local_rules.measuring import LiveBytes, gradient
 from spikeprop.recipe import load_recipe
 
 
 def test_angles_of_known_directions() -> None:
     a = torch.tensor([1.0, 0.0])
-    assert degrees(a, 3 * a) == 0
-    assert degrees(a, -a) == pytest.approx(180)
-    assert degrees(a, torch.tensor([1.0, 1.0])) == pytest.approx(45)
-    assert degrees(a, torch.tensor([1.0, 1e-8])) == pytest.approx(5.73e-7, rel=1e-3)
-    assert degrees(a, torch.zeros(2)) == 90
+    assert float(degrees(a, 3 * a)) == 0
+    assert float(degrees(a, -a)) == pytest.approx(180)
+    assert float(degrees(a, torch.tensor([1.0, 1.0]))) == pytest.approx(45)
+    assert float(degrees(a, torch.tensor([1.0, 1e-8]))) == pytest.approx(5.73e-7, rel=1e-3)
+    assert float(degrees(a, torch.zeros(2))) == 90
 
 
 def test_a_gradient_is_measured_on_a_copy() -> None:
@@ -59,6 +62,27 @@ def run(path: Path, *overrides: str) -> Any:
         "rules_compared", [*few, arms, "rates={direct: 1e-2}", "seeds=[0]", "epochs=2", "timesteps=4", *overrides]
     )
     return recipe.experiment.run(Context(RunFolder(path, recipe), recipe.name, lambda _: None))
+
+
+class Pair(nn.Module):
+    """Two outputs."""
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return x.flatten(1), x.flatten(1)
+
+
+def test_a_network_of_several_outputs_is_refused() -> None:
+    with pytest.raises(RecipeError, match=r"Pair returns a tuple; a comparison needs one tensor of scores"):
+        load_recipe("rules_compared", [f"ann={{use: {__name__}.Pair}}"]).experiment.check()
+
+
+def test_an_angle_is_to_the_gradient_of_the_arms_own_loss() -> None:
+    experiment = load_recipe("rules_compared").experiment
+    direct, smoothed = DirectFeedbackAlignment(loss=SquaredError()), Backprop(label_smoothing=0.1)
+    assert experiment._reference("backprop", direct) == Backprop(loss=SquaredError())
+    assert experiment._reference("backprop", smoothed) == smoothed
+    own = EProp(timesteps=8, loss=SquaredError())
+    assert experiment._reference("e-prop, spiking", own).loss == SquaredError()
 
 
 def test_the_page_has_every_arm_and_its_figures(tmp_path: Path) -> None:

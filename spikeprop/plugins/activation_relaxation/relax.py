@@ -92,8 +92,10 @@ def enough_sweeps(hops: int, step_size: float, sweep: Sweep, missing: float = MI
     if sweep == "settling":
         return max(1, math.ceil(math.log(missing / hops) / math.log1p(-step_size)))
     sweeps = range(hops, MOST_SWEEPS)
-    enough = sweeps[bisect_left(sweeps, True, key=lambda n: _log_short(n, hops, step_size) <= math.log(missing))]
-    return enough - (hops - 1 if sweep == "gauss-seidel" else 0)
+    index = bisect_left(sweeps, True, key=lambda n: _log_short(n, hops, step_size) <= math.log(missing))
+    if index == len(sweeps):
+        raise ValueError(f"step_size is {step_size}, which needs more than {MOST_SWEEPS:,} sweeps for {hops} segments: raise it")
+    return sweeps[index] - (hops - 1 if sweep == "gauss-seidel" else 0)
 
 
 def _log_short(tries: int, hops: int, eta: float) -> float:
@@ -133,7 +135,7 @@ def relax(
     x = {name: start[name] if graph.readers(name) else clamped[name] for name in graph.by_name}
     products, computed, done = Products(vjp, settled), 0, 0
     if sweep == "settling":
-        step_size, sweeps, done = 1 - (1 - step_size) ** sweeps, sweeps, sweeps - 1
+        step_size, done = 1 - (1 - step_size) ** sweeps, sweeps - 1
     residual = x[graph.output].new_zeros(())
     while done < sweeps:
         if moved is not None:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, get_args
 from weakref import WeakKeyDictionary
 
 import torch
@@ -23,11 +23,13 @@ from torch import Tensor, nn
 from spikeprop.errors import SegmentError
 from spikeprop.learn import CrossEntropy, LearningRule, Loss
 from spikeprop.learn.segments import INPUT, SegmentGraph, SegmentPass, segment_graph
+from spikeprop.plugins.activation_relaxation.angles import degrees
 from spikeprop.plugins.activation_relaxation.overrides import BackwardOverrides
 from spikeprop.plugins.activation_relaxation.relax import MISSING, Relaxed, Sweep, adjoints, enough_sweeps, relax
+from spikeprop.runtime.checks import one_of
 
 PRODUCTS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
-CHANGING = (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd)
+CHANGING = (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd, nn.RReLU)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,6 +80,10 @@ class ActivationRelaxation(LearningRule):
     )
 
     def __post_init__(self) -> None:
+        one_of(self, "sweep", *get_args(Sweep))
+        one_of(self, "start", "zero", "activation")
+        one_of(self, "backward_weights", "symmetric", "learnt", "fixed")
+        one_of(self, "drop_derivative", "never", "relaxation", "always")
         if not 0 < self.step_size <= 1:
             raise ValueError(f"step_size is {self.step_size}; it must lie in (0, 1]")
         if self.iterations is not None and self.iterations < 1:
@@ -216,8 +222,8 @@ class ActivationRelaxation(LearningRule):
             both = [(a, b) for a, b in zip(ours[segment.name], exact) if a is not None and b is not None]
             if both:
                 pairs[segment.name] = (torch.cat([a.flatten() for a, _ in both]), torch.cat([b.flatten() for _, b in both]))
-        angles = {f"angle.{name}": _degrees(a, b) for name, (a, b) in pairs.items()}
-        overall = _degrees(torch.cat([a for a, _ in pairs.values()]), torch.cat([b for _, b in pairs.values()]))
+        angles = {f"angle.{name}": degrees(a, b) for name, (a, b) in pairs.items()}
+        overall = degrees(torch.cat([a for a, _ in pairs.values()]), torch.cat([b for _, b in pairs.values()]))
         return {"angle": overall, **angles}
 
 
@@ -233,8 +239,3 @@ def _refuse_changing(model: nn.Module) -> None:
                 f"{name} is {type(module).__name__}, whose output changes each time it runs, and with frozen: false it runs once "
                 "per sweep: use frozen: true, or a network without it"
             )
-
-
-def _degrees(a: Tensor, b: Tensor) -> Tensor:
-    cosine = (a @ b) / (a.norm() * b.norm()).clamp_min(torch.finfo(a.dtype).tiny)
-    return cosine.clamp(-1, 1).arccos() * (180 / math.pi)

@@ -20,11 +20,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import distributed, nn
+from torch import Tensor, distributed, nn
 from torch.optim import Optimizer
 
 from spikeprop.data import LabelledData
-from spikeprop.errors import RecipeError
+from spikeprop.errors import RecipeError, TrainingCollapsed
 from spikeprop.evaluate import Report
 from spikeprop.experiment.context import Context
 from spikeprop.experiment.settings import check_optimizer
@@ -187,33 +187,41 @@ class _Parallel:
                     group["lr"] = self.settings.lr * self.schedule(done / (self.settings.epochs * count))
                 seed_everything(self.settings.seed, epoch, step)
                 self.optimizer.zero_grad(set_to_none=True)
-                self.process.step(x.to(self.device), y.to(self.device))
+                loss = self.process.step(x.to(self.device), y.to(self.device))
                 self.optimizer.step()
                 done += 1
                 tick()
                 shown.update()
                 if done % SAVE_STEPS == 0 or done % count == 0:
-                    self._save_if_due(done, epoch_ended=done % count == 0)
+                    self._save_if_due(done, loss, epoch_ended=done % count == 0)
         shown.close()
         self.process.finish()
         for file in self._files():
             drop_progress(file)
         return clock.busy, clock.idle
 
-    def _save_if_due(self, done: int, epoch_ended: bool) -> None:
-        """Save at the same step in all processes; then stop if one of them was asked to."""
+    def _save_if_due(self, done: int, loss: Tensor | None, epoch_ended: bool) -> None:
+        """Save at the same step in all processes; then stop if one of them was asked to.
+
+        Raises:
+            TrainingCollapsed: the loss of a segment is not finite, in all processes.
+        """
         due = epoch_ended or (not self.group.rank and time.monotonic() - self.saved > self.context.save_every)
-        flags = torch.tensor([float(due), float(stop_requested())])
+        lost = loss is not None and not bool(loss.isfinite())
+        flags = torch.tensor([float(due), float(stop_requested()), float(lost)])
         self.process.finish()
         distributed.all_reduce(flags, distributed.ReduceOp.MAX)
+        if flags[2]:
+            raise TrainingCollapsed(f"the loss of a segment is not finite after step {done}: lower lr")
         if not flags.any():
             return
-        earlier, clock = self._files(), self.process.clock
+        file, clock = self._file(done), self.process.clock
+        earlier = [one for one in self._files() if one != file]  # after a kill this rank may have saved this step before
         described = {"step": done, "busy": clock.busy, "idle": clock.idle}
-        save_checkpoint(self._file(done), self.held, described, self.optimizer)
+        save_checkpoint(file, self.held, described, self.optimizer)
         self.group.wait()  # now all have saved, and none needs an earlier step
-        for file in earlier:
-            drop_progress(file)
+        for one in earlier:
+            drop_progress(one)
         self.saved = time.monotonic()
         self.group.independently(stop_if_requested)
 

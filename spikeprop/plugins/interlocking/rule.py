@@ -9,6 +9,7 @@ advantage is in separate processes, which wait less for each other (``parallel``
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import get_args
 from weakref import WeakKeyDictionary
 
 import torch
@@ -19,6 +20,7 @@ from spikeprop.learn import CrossEntropy, LearningRule, Loss
 from spikeprop.learn.segments import Segment, SegmentGraph, segment_graph
 from spikeprop.plugins.interlocking.heads import AuxiliaryHead, ConvHead
 from spikeprop.plugins.interlocking.work import Combine, Place, Work, reach_of
+from spikeprop.runtime.checks import one_of
 from spikeprop.runtime.modes import evaluating
 
 
@@ -48,6 +50,7 @@ class Interlocking(LearningRule):
     )
 
     def __post_init__(self) -> None:
+        one_of(self, "combine", *get_args(Combine))
         for name in ("reach", "microbatches"):
             value = getattr(self, name)
             if value is not None and value < 1:

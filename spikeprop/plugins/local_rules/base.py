@@ -19,8 +19,7 @@ from spikeprop.errors import SegmentError
 from spikeprop.learn import CrossEntropy, LearningRule, Loss
 from spikeprop.learn.segments import Segment, SegmentGraph, SegmentPass, segment_graph
 from spikeprop.plugins.activation_relaxation.overrides import BackwardOverrides
-
-CHANGING = (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd, nn.RReLU)
+from spikeprop.plugins.activation_relaxation.rule import CHANGING
 
 
 @dataclass
@@ -88,7 +87,7 @@ class SegmentRule(LearningRule):
             SegmentError: a network that this rule cannot train, with the reason and a remedy.
         """
         if model not in self._graphs:
-            graph = segment_graph(model)
+            graph = segment_graph(model, several_outputs=True)  # which check refuses, and names this rule
             self.check(model, graph)
             self._graphs[model] = graph
         return self._graphs[model]

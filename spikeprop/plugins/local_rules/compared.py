@@ -1,7 +1,7 @@
 """``RulesCompared``: one network trained by every rule: accuracy, angle to backprop by layer, cost, memory, locality.
 
 A ``RuleComparison`` whose networks are also converted to spikes, with arms on a spiking network of the same layers for rules that
-simulate (e-prop, and BPTT as their reference). The page is report.md in the run folder; docs/plugins/local-rules.md holds it.
+simulate (e-prop, and BPTT as their reference). The page is report.md in the run folder.
 """
 
 from __future__ import annotations
@@ -121,8 +121,8 @@ class RulesCompared(RuleComparison):
     def _reference(self, name: str, rule: LearningRule) -> LearningRule:
         """Whose gradient is the true one; of the same loss, which for a simulation may be that of each step."""
         if name in self.arms:
-            return Backprop()
-        return BPTT(timesteps=self.timesteps, each_step=getattr(rule, "each_step", False))
+            return Backprop(**_of(rule, "loss", "label_smoothing"))
+        return BPTT(timesteps=self.timesteps, **_of(rule, "loss", "each_step"))
 
     def _cost(self) -> dict[str, Any]:
         """Seconds and bytes of one gradient by each arm, and the numbers that its rule holds beside the network."""
@@ -142,6 +142,11 @@ class RulesCompared(RuleComparison):
             knows = getattr(rule, "knows", KNOWS.get(type(rule).__name__, ""))
             found[name] = {"bytes": live.peak, "own": own, "knows": knows}
         return {name: {**found[name], "seconds": seconds} for name, seconds in seconds_each(work, ROUNDS).items()}
+
+
+def _of(rule: LearningRule, *names: str) -> dict[str, Any]:
+    """Those of a rule's attributes that it has."""
+    return {name: getattr(rule, name) for name in names if hasattr(rule, name)}
 
 
 def _over_seeds(runs: list[dict[str, Any]]) -> Values:

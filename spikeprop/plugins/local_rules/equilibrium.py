@@ -62,7 +62,8 @@ class EquilibriumPropagation(SegmentRule):
         beta: of the loss, in the nudged phases.
         feedback: gamma, in (0, 1]; 1 for the papers' networks, small for a network that is used feed-forward.
         iterations: largest number of steps of a phase.
-        tolerance: a phase ends when the states change by less, relative to their norm.
+        tolerance: a phase ends when the states change by less, relative to their norm, but not before what the loss does to the
+            last state has reached the first one and been there once more (number of states + 1 steps).
         nudging: "symmetric" for phases at +beta and -beta, with an error of beta^2; "one-sided" for +beta and the free phase.
     """
 
@@ -94,7 +95,13 @@ class EquilibriumPropagation(SegmentRule):
 
     def check(self, model: nn.Module, graph: SegmentGraph) -> None:
         super().check(model, graph)
-        self._states[model] = _states(model)
+        states = _states(model)
+        if self.iterations < (least := len(states.activations)):
+            raise SegmentError(
+                f"iterations is {self.iterations}, and the loss needs {least} to reach the first of {least} states, whose "
+                "gradient would be 0: raise it"
+            )
+        self._states[model] = states
 
     def gradients(self, batch: ForwardPass) -> dict[str, Tensor]:
         states, count = self._states[batch.model], len(batch.x)
@@ -119,12 +126,12 @@ class EquilibriumPropagation(SegmentRule):
     def _settle(self, states: States, batch: ForwardPass, values: dict[str, Tensor], beta: float) -> Equilibrium:
         """Iterate the states from ``values``, all at once."""
         residual = batch.error.new_zeros(())
-        for _ in range(self.iterations if values else 0):
+        for done in range(self.iterations if values else 0):
             run = SegmentPass(states.graph, batch.x, at=values)
             new = self._moved(states, batch, run, values, beta)
             size = norm(new).clamp_min(torch.finfo(residual.dtype).tiny)
             residual, values = norm({name: new[name] - value for name, value in values.items()}) / size, new
-            if float(residual) < self.tolerance:
+            if done >= len(values) and float(residual) < self.tolerance:
                 break
         if not float(residual) <= LARGEST_RESIDUAL:
             raise TrainingCollapsed(
@@ -187,8 +194,9 @@ def _split(segment: Segment) -> tuple[nn.Module, nn.Module]:
     """What a segment computes before the activation that ends it, and that activation; both hold the network's own modules."""
     if not isinstance(segment.module, fx.GraphModule):
         raise SegmentError(
-            f"segment {segment.name!r} cannot be traced, so EquilibriumPropagation cannot see what is before its activation: "
-            "use PredictiveCoding"
+            f"EquilibriumPropagation cannot see what segment {segment.name!r} computes before its activation: it cannot be "
+            "traced, or an activation of this network is called twice or is its end; give each place a module of its own, or use "
+            "PredictiveCoding"
         )
     graph = fx.Graph()
     values: dict[fx.Node, fx.Node] = {}

@@ -22,10 +22,10 @@ from spikeprop.learn.segments import SegmentGraph, SegmentPass
 from spikeprop.learn.tracing import NORMS
 from spikeprop.plugins.activation_relaxation.overrides import BackwardOverrides
 from spikeprop.plugins.activation_relaxation.relax import adjoints
+from spikeprop.plugins.activation_relaxation.rule import PRODUCTS
 from spikeprop.plugins.local_rules.base import ForwardPass, SegmentRule, fixed, own_key
 from spikeprop.runtime.modes import evaluating
 
-PRODUCTS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 ELEMENTWISE = (*NORMS, nn.PReLU, nn.Embedding, Clipped)  # their backward pass carries no error from neuron to neuron by a weight
 
 
@@ -55,13 +55,18 @@ class FeedbackAlignment(SegmentRule):
             raise SegmentError(
                 f"{path or 'the network itself'} ({type(module).__name__}) would send the error back by its own weights: "
                 "FeedbackAlignment replaces those of nn.Linear and convolutions that are plain parameters; use "
-                "DirectFeedbackAlignment, or remove the reparametrisation"
+                "DirectFeedbackAlignment, or remove the reparametrisation or weight sharing"
             )
 
     def prepare(self, model: nn.Module, x: Tensor) -> None:
         super().prepare(model, x)
         for name, weight in _products(model):
-            std = float(weight.detach().std()) if self.std is None else self.std
+            std = float(weight.detach().std(correction=0)) if self.std is None else self.std
+            if not std > 0:
+                raise SegmentError(
+                    f"{name}.weight has the standard deviation {std}, so that its backward weights would carry no error: give "
+                    "FeedbackAlignment a std, or the network other initial weights"
+                )
             self.own[own_key(name)] = fixed(torch.randn_like(weight) * std)
 
     def overrides(self, model: nn.Module) -> BackwardOverrides:

@@ -105,10 +105,11 @@ def normalised(h: Tensor) -> Tensor:
 
 def _refuse_inhomogeneous(graph: SegmentGraph, run: SegmentPass) -> None:
     for segment in graph.segments[:-1]:
+        biased = any(isinstance(getattr(m, "bias", None), Tensor) for m in segment.module.modules())  # also one that begins at 0
+        (source,) = segment.reads
         with torch.no_grad():
-            (source,) = segment.reads
-            twice = segment.module(2 * run.values[source])
-        if not torch.allclose(twice, 2 * run.values[segment.name], rtol=1e-3, atol=1e-5):
+            scaled = {a: segment.module(a * run.values[source]) / a for a in (2, 1024)}  # the second one finds saturation
+        if biased or not all(torch.allclose(out, run.values[segment.name], rtol=1e-3, atol=1e-5) for out in scaled.values()):
             raise SegmentError(
                 f"segment {segment.name!r} is not homogeneous (it has a bias, or an activation that saturates), so "
                 "ForwardForward, which normalises between layers, would train another network than the one that is used: use "

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import gc
-import math
 import statistics
 import time
 import weakref
@@ -18,6 +17,7 @@ from torch.utils._pytree import tree_leaves
 
 from spikeprop.errors import TrainingCollapsed
 from spikeprop.learn import Callback, LearningRule, TrainingState
+from spikeprop.plugins.activation_relaxation.angles import degrees
 
 
 class AngleLog(Callback):
@@ -39,7 +39,7 @@ class AngleLog(Callback):
                 f"the true gradient of {', '.join(dead)} is 0, so it has no direction: the network is silent; use other initial "
                 "weights, a lower threshold or a lower rate"
             )
-        metrics |= {f"angle.{name}": degrees(ours[name], true[name]) for name in true if name in ours}
+        metrics |= {f"angle.{name}": float(degrees(ours[name], true[name])) for name in true if name in ours}
 
 
 def gradient(rule: LearningRule, model: nn.Module, x: Tensor, y: Tensor) -> dict[str, Tensor]:
@@ -54,15 +54,6 @@ def gradient(rule: LearningRule, model: nn.Module, x: Tensor, y: Tensor) -> dict
     return {name: p.grad for name, p in twin.named_parameters() if p.grad is not None and p.dim() > 1}
 
 
-def degrees(a: Tensor, b: Tensor) -> float:
-    """The angle between two tensors, by the arctangent, which is exact near 0 too; 90 if one of them is 0."""
-    a, b = a.double().flatten(), b.double().flatten()
-    if not (a.any() and b.any()):
-        return 90.0
-    a, b = a / a.norm(), b / b.norm()
-    return math.degrees(2 * math.atan2(float((a - b).norm()), float((a + b).norm())))
-
-
 def seconds_each(work: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, float]:
     """Median seconds of each piece of work; all take turns, so that other load slows all of them."""
     found: dict[str, list[float]] = {name: [] for name in work}
@@ -70,6 +61,8 @@ def seconds_each(work: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str
         for name, run in work.items():
             started = time.perf_counter()
             run()
+            if torch.cuda.is_initialized():  # whose work is only queued
+                torch.cuda.synchronize()
             if number:  # the first one traces, allocates and tunes
                 found[name].append(time.perf_counter() - started)
     return {name: statistics.median(seconds) for name, seconds in found.items()}

@@ -97,6 +97,9 @@ class Control:
         if self.reward_limit is not None and self.reward_limit <= 0:
             raise ValueError(f"reward_limit is {self.reward_limit}; it must be positive, or null")
         check_learners(self.learners)
+        critics = [self.tuned.of(name).critic_learner for name in self.learners]
+        if not self.iterations and "asynchronous" in (*self.learners, *critics):
+            raise ValueError("iterations is 0, and the asynchronous learner draws its action in them; use at least 1")
         if min(self.hidden, default=0) < 1:
             raise ValueError(f"hidden is {self.hidden}; name at least one layer, with a positive width")
         self.actor.check(len(self.hidden) + 1, "actor")

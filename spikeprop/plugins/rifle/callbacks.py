@@ -64,10 +64,9 @@ class RIFLE(Callback):
                 "rule.param_groups(model)), or use cyclic=False"
             )
 
-        if training.epoch in self._ends(training.epochs):  # resumed in the epoch after a reset
-            training.relearns = training.epoch
-
     def on_gradient(self, training: TrainingState) -> None:
+        if training.epoch in self._ends(training.epochs):  # in each step: for resumed epochs, and callbacks in any order
+            training.relearns = training.epoch
         if not self._acts:
             return
         warming = training.schedule.warming(training.steps_done / training.steps)
@@ -86,7 +85,6 @@ class RIFLE(Callback):
         with torch.random.fork_rng():
             seed_torch(self.seed, training.epoch)
             head.reset_parameters()  # type: ignore[operator]
-        training.relearns = training.epoch + 1
         for p in head.parameters():  # the momentum of the old head would move the new one
             training.optimizer.state.pop(p, None)
 
