@@ -19,6 +19,8 @@ from torch import Tensor
 
 from spikeprop.errors import MarketError
 
+SERIES, TERMS = 0.5, 20  # of functions of x = a t that are power series with so many terms below that x
+
 Parameters = Mapping[str, Tensor]
 Prepared = dict[str, Tensor]
 
@@ -280,6 +282,21 @@ def intervals(times: Sequence[float]) -> Tensor:
 def discounts(rate: Tensor, times: Sequence[float]) -> Tensor:
     """Discount factors exp(-rate t), (dates,)."""
     return (-rate * torch.as_tensor(times, dtype=torch.float64)).exp()
+
+
+def loading(a: Tensor, t: Tensor) -> Tensor:
+    """(1 - exp(-a t)) / a for a >= 0; a series where a t is small, whose derivatives do not cancel."""
+    x = a * t
+    series = power_series([(-1) ** n / math.factorial(n + 1) for n in range(TERMS)], x.clamp(max=SERIES))
+    return t * torch.where(x < SERIES, series, -torch.expm1(-x) / x.clamp(min=SERIES))
+
+
+def power_series(coefficients: Sequence[float], x: Tensor) -> Tensor:
+    """Sum of coefficients[n] x^n."""
+    total = torch.zeros_like(x)
+    for one in reversed(coefficients):
+        total = total * x + one
+    return total
 
 
 def number(value: float) -> Tensor:

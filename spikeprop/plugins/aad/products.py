@@ -83,7 +83,7 @@ class European(Product):
 
     def payoff(self, spots: Tensor, discounts: Tensor) -> Tensor:
         """Discounted payoff."""
-        return discounts[-1] * _vanilla(spots[:, -1], self.strike, self.call)
+        return discounts[-1] * _vanilla(spots.flatten(1)[:, -1], self.strike, self.call)
 
     def check(self, model: Model) -> None:
         """Check dates, and that the model has one asset."""
@@ -121,7 +121,7 @@ class UpAndOut(Product):
 
     def payoff(self, spots: Tensor, discounts: Tensor) -> Tensor:
         """Discounted payoff."""
-        alive, last = _Survival.apply(spots, self.barrier, self.width)
+        alive, last = _Survival.apply(spots.flatten(1), self.barrier, self.width)
         return discounts[-1] * alive * _vanilla(last, self.strike, self.call)
 
     def check(self, model: Model) -> None:
