@@ -273,6 +273,16 @@ def test_correlated_models_are_each_their_own() -> None:
             "numbers are correlated step by step; give all the same max_step",
         ),
         (lambda: Correlated({}, correlations=0), "models is empty"),
+        (lambda: Bachelier(spots=[math.nan], volatilities=[1.0]), r"spots\[0\] is nan; it must be a finite number"),
+        (lambda: Basket(weights=[1.0, math.inf], strike=1.0, maturity=1.0), r"weights\[1\] is inf; it must be a finite number"),
+        (
+            lambda: price(
+                Credit(heston_model(), hazards=[0.1], hazard_times=[1.0]),
+                UpAndOut(strike=100, barrier=150, maturity=1.0, monitorings=4, width=1.0),
+                PseudoRandom(paths=64),
+            ),
+            "UpAndOut needs discount factors, and those of Credit are of losses",
+        ),
         (lambda: risk(hull_white(), SWAPTION, PseudoRandom(paths=64), second_order=True), "HullWhite has no scores"),
         (lambda: risk(heston_model(), ASIAN, PseudoRandom(paths=64)).gamma, "this risk has no second order; use risk"),
         (lambda: risk(heston_model(), Book(products={"asian": ASIAN}), PseudoRandom(paths=64)), "Book has 1 payoffs; risks"),

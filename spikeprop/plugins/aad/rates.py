@@ -18,17 +18,16 @@ from torch import Tensor
 from spikeprop.errors import MarketError
 from spikeprop.plugins.aad.local_volatility import increasing, time_weights
 from spikeprop.plugins.aad.models import (
-    SERIES,
     TERMS,
     Model,
     Parameters,
     Prepared,
     Scenarios,
     at_least,
+    by_series,
     intervals,
     loading,
     number,
-    power_series,
 )
 
 
@@ -129,6 +128,5 @@ class HullWhite(Model):
 
 def _integral(x: Tensor) -> Tensor:
     """The variance of the integral over t in units of sigma^2 t^3, for x = a t: (x - 2 (1 - e^-x) + (1 - e^-2x) / 2) / x^3."""
-    series = power_series([(-1) ** n * (2**n - 2) / math.factorial(n + 1) for n in range(2, TERMS)], x.clamp(max=SERIES))
-    large = x.clamp(min=SERIES)
-    return torch.where(x < SERIES, series, (x + 2 * torch.expm1(-x) - torch.expm1(-2 * x) / 2) / large**3)
+    coefficients = [(-1) ** n * (2**n - 2) / math.factorial(n + 1) for n in range(2, TERMS)]
+    return by_series(coefficients, x, lambda x: (x + 2 * torch.expm1(-x) - torch.expm1(-2 * x) / 2) / x**3)
