@@ -48,8 +48,12 @@ class Choice:
             return None
         more = max(1, math.ceil(math.log2((1 - agreement) / (1 - ENOUGH))))
         finer = GradedIF(levels=min(neuron.levels + more, MOST_LEVELS))
-        calibrator = self.calibrator if "calibrator" in self.own else _calibrator(finer, steps)[0]
-        return None if finer.levels == neuron.levels else replace(self, neuron=finer, calibrator=calibrator)
+        if finer.levels == neuron.levels:
+            return None
+        if "calibrator" in self.own:
+            return replace(self, neuron=finer)
+        calibrator, reason = _calibrator(finer, steps)
+        return replace(self, neuron=finer, calibrator=calibrator, why=f"then {finer.levels} levels: {reason}")
 
 
 def choose(

@@ -29,36 +29,43 @@ class Compared:
     """The images, and the ANN's predictions for them.
 
     Attributes:
-        x: images of this process.
+        x: images of this process, at least one.
         predicted: the ANN's classes, by the output's name.
-        count: images of all processes.
+        counted: (B,) whether an image counts; a process none of whose images was drawn has one that does not.
+        count: images of all processes that count.
     """
 
     x: Tensor
     predicted: dict[str, Tensor]
+    counted: Tensor
     count: int
 
     @classmethod
     def of(cls, network: SpikingNetwork, x: Tensor, shard: CalibrationShard) -> Compared | None:
-        """The first images, and the ANN's predictions; None of too few images, or where no output has several classes.
+        """Images, and the ANN's predictions; None of too few images, or where no output has several classes.
+
+        The images are drawn by their numbers among all, so they do not depend on the number of processes.
 
         Args:
             network: before its calibration.
             x: calibration images of this process.
             shard: of the processes that decide together.
         """
-        own = x[: max(1, MOST // shard.processes.count)]
-        count = int(shard.total(torch.tensor(float(len(own)))))
+        at, total = (shard.at, shard.count) if shard.distributed else (torch.arange(len(x)), len(x))
+        drawn = torch.isin(at, torch.randperm(total, generator=torch.Generator().manual_seed(0))[:MOST])
+        rows = drawn.nonzero().flatten() if bool(drawn.any()) else torch.zeros(1, dtype=torch.long)
+        own, count = x[rows.to(x.device)], min(MOST, total)
         predicted = _classes(network.structured(torch.cat([_as_ann(network, part) for part in own.split(BATCH)])))
-        return cls(own, predicted, count) if count >= FEWEST and predicted else None
+        return cls(own, predicted, drawn[rows], count) if count >= FEWEST and predicted else None
 
     def agreement(self, network: SpikingNetwork, timesteps: int, shard: CalibrationShard) -> float:
         """The share of predictions that are the ANN's, from 0 to 1; of several outputs that of the worst."""
         found = [_classes(network(part, timesteps)) for part in self.x.split(BATCH)]
-        equal = torch.stack(
-            [(torch.cat([part[name] for part in found]) == wanted).double().mean() for name, wanted in self.predicted.items()]
-        )
-        return float((shard.total(equal.cpu() * len(self.x)) / self.count).min())
+        sums = []
+        for name, wanted in self.predicted.items():
+            equal = torch.cat([part[name] for part in found]) == wanted
+            sums.append(equal.double().reshape(len(wanted), -1).mean(1).cpu()[self.counted].sum())
+        return float((shard.total(torch.stack(sums)) / self.count).min())
 
 
 def _as_ann(network: SpikingNetwork, x: Tensor) -> Tensor:

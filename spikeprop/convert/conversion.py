@@ -72,8 +72,6 @@ def convert(
     _check(x, encoder, shard)
     working = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x  # half precision is too coarse for thresholds
     network, notes = _calibrated(ann, chosen, encoder, x, working, shard)
-    if isinstance(chosen.neuron, DifferentialIF):
-        send_differences(network)
     network.notes += notes
     network.calibrated_for = chosen.calibrator.calibrated_for
     network.to(x.dtype)
@@ -91,6 +89,8 @@ def _calibrated(
         network = _converted(ann, neuron, encoder, x, shard).to(working).eval()
         compared = Compared.of(network, working, shard) if chosen.why and isinstance(encoder, Direct) else None
         run_calibrator(chosen.calibrator, network, working, shard)
+        if isinstance(chosen.neuron, DifferentialIF):
+            send_differences(network)
         if compared is None or chosen.timesteps is None:
             return network, notes
         agreement = compared.agreement(network, chosen.timesteps, shard)
@@ -100,6 +100,8 @@ def _calibrated(
             little = "; take more steps" if agreement < ENOUGH else ""
             text = f"predicts as the ANN for {', and for '.join(found)}, of {compared.count} calibration images{little}"
             return network, [*notes, text]
+        if finer.why != chosen.why:
+            notes.append(finer.why)
         chosen = finer
 
 

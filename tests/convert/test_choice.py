@@ -9,8 +9,11 @@ from torch import Tensor, nn
 import spikeprop as sp
 from spikeprop.convert import LeastSquares
 from spikeprop.convert.choice import choose
+from spikeprop.convert.compared import MOST, Compared
+from spikeprop.convert.shard import UNSHARDED, CalibrationShard
 from spikeprop.errors import ConversionError
-from spikeprop.snn import GradedIF, SignedIF
+from spikeprop.runtime.processes import Processes
+from spikeprop.snn import DifferentialIF, GradedIF, SignedIF
 
 
 def ann_and_images() -> tuple[nn.Module, Tensor]:
@@ -97,6 +100,7 @@ def test_where_predictions_differ_more_levels_are_taken_and_the_share_is_told() 
     (levels,) = {neuron.payload_bits for neuron in network.neurons().values()}
     assert share[before] < 95 <= share[network]
     assert levels > least
+    assert network.notes[-2].startswith(f"then {levels} levels: LightCalibration")  # no longer the calibrator of the first choice
     first, last = f"predicts as the ANN for {share[before]:.1f} %, and for ", f"{share[network]:.1f} % with {levels} levels"
     assert network.notes[-1].startswith(first)
     assert network.notes[-1].endswith(f"{last}, of 60 calibration images")
@@ -113,3 +117,36 @@ def test_what_has_no_classes_is_not_compared() -> None:
     assert "predicts" not in "".join(sp.convert(ann, images[:15], timesteps=1).notes)
     one = nn.Sequential(nn.Linear(6, 12), nn.ReLU(), nn.Linear(12, 1)).eval()
     assert "predicts" not in "".join(sp.convert(one, images, timesteps=1).notes)
+
+
+def test_the_share_is_that_of_differential_neurons_where_they_are_asked_for() -> None:
+    ann, images = ann_and_images()
+    network = sp.convert(ann, images, DifferentialIF(levels=2), timesteps=2)
+    with torch.no_grad():
+        share = 100 * float((network(images, 2).argmax(1) == ann(images).argmax(1)).double().mean())
+    assert f"predicts as the ANN for {share:.1f} %, of 40" in network.notes[-1]
+
+
+class _OneOfSeveral(CalibrationShard):
+    def total(self, sums: Tensor) -> Tensor:
+        return sums
+
+
+def test_the_images_compared_do_not_depend_on_the_number_of_processes() -> None:
+    """Shards of unequal size; the last one has no image that is compared."""
+    ann, _ = ann_and_images()
+    images = torch.randn(200, 6)
+    network = sp.convert(ann, images, GradedIF(levels=1), sp.MaxActivation())
+    drawn = torch.randperm(200, generator=torch.Generator().manual_seed(0))
+    shards = [drawn[:40].sort().values, drawn[40:150].sort().values, drawn[150:].sort().values]
+    found = 0.0
+    for rank, at in enumerate(shards):
+        shard = _OneOfSeveral(Processes(rank=rank, count=3), at.tolist(), 200)
+        compared = Compared.of(network, images[at], shard)
+        assert compared is not None
+        assert compared.count == MOST
+        found += compared.agreement(network, 2, shard)
+    alone = Compared.of(network, images, UNSHARDED)
+    assert alone is not None
+    assert found == pytest.approx(alone.agreement(network, 2, UNSHARDED), abs=1e-12)
+    assert 0 < found < 1

@@ -14,6 +14,7 @@ from torch import Tensor
 from spikeprop.errors import MarketError
 from spikeprop.plugins.aad import (
     SABR,
+    Bachelier,
     Basket,
     BlackScholes,
     Book,
@@ -29,6 +30,7 @@ from spikeprop.plugins.aad import (
     Risk,
     Scripted,
     Sobol,
+    UpAndOut,
     bump,
     price,
     risk,
@@ -270,6 +272,17 @@ def test_correlated_models_are_each_their_own() -> None:
             ),
             "numbers are correlated step by step; give all the same max_step",
         ),
+        (lambda: Correlated({}, correlations=0), "models is empty"),
+        (lambda: Bachelier(spots=[math.nan], volatilities=[1.0]), r"spots\[0\] is nan; it must be a finite number"),
+        (lambda: Basket(weights=[1.0, math.inf], strike=1.0, maturity=1.0), r"weights\[1\] is inf; it must be a finite number"),
+        (
+            lambda: price(
+                Credit(heston_model(), hazards=[0.1], hazard_times=[1.0]),
+                UpAndOut(strike=100, barrier=150, maturity=1.0, monitorings=4, width=1.0),
+                PseudoRandom(paths=64),
+            ),
+            "UpAndOut needs discount factors, and those of Credit are of losses",
+        ),
         (lambda: risk(hull_white(), SWAPTION, PseudoRandom(paths=64), second_order=True), "HullWhite has no scores"),
         (lambda: risk(heston_model(), ASIAN, PseudoRandom(paths=64)).gamma, "this risk has no second order; use risk"),
         (lambda: risk(heston_model(), Book(products={"asian": ASIAN}), PseudoRandom(paths=64)), "Book has 1 payoffs; risks"),
@@ -319,3 +332,33 @@ def test_each_payoff_of_a_book_has_its_own_risk_and_is_tested() -> None:
         two = Scripted(observations=(1.0,), names=["first", "second"], script=lambda s, d, f=script: torch.cat([s, f(s)], 1))
         with pytest.raises(MarketError, match=says):
             risks(model, two, paths)
+
+
+def test_hull_white_with_a_reversion_near_zero_is_the_limit() -> None:
+    """Ho & Lee's model; the closed form (1 - exp(-a t)) / a and its derivative cancel there."""
+    call = Scripted(observations=[1.0, 1.0 + 1e-15], script=lambda s, d: d[-1] * (s[:, -1, 0] - 0.85).relu())
+    found = [
+        risk(HullWhite(**CURVE, reversion=a, volatility=0.012, bonds=[5.0]), call, Sobol(paths=1024)) for a in (1e-4, 1e-7, 1e-12)
+    ]
+    for one in found[1:]:
+        assert one.value == pytest.approx(found[0].value, rel=1e-3)
+        for name, estimate in one.sensitivities.items():
+            assert torch.allclose(estimate.value, found[0].sensitivities[name].value, rtol=1e-3), name
+
+
+def test_one_bond_and_one_asset_of_bachelier_are_priced_by_products_of_one_asset() -> None:
+    model = HullWhite(**CURVE, reversion=0.1, volatility=0.012, bonds=[5.0])
+    script = Scripted(observations=[1.0], script=lambda s, d: d[-1] * (s[:, -1, 0] - 0.85).relu())
+    paths = Sobol(paths=1024)
+    assert price(model, European(strike=0.85, maturity=1.0), paths).value == pytest.approx(price(model, script, paths).value)
+    out = UpAndOut(strike=100, barrier=1e6, maturity=1.0, monitorings=4, width=1.0)
+    vanilla = Scripted(observations=out.dates, script=lambda s, d: d[-1] * (s[:, -1, 0] - 100).relu())
+    one = Bachelier(spots=[100.0], volatilities=[20.0])
+    assert price(one, out, paths).value == pytest.approx(price(one, vanilla, paths).value)
+
+
+def test_heston_with_a_reversion_near_zero_has_the_variance_of_a_martingale() -> None:
+    model = Heston(spot=100, variance=0.04, mean_variance=0.05, reversion=1e-17, volatility_of_variance=0.3, rho=0.0)
+    steps = model.prepare(model.parameters, (1 / 52,))["steps"]
+    assert steps[0, 3] == pytest.approx(0.09 / 52)
+    assert steps[0, 0] == pytest.approx(0, abs=1e-15)

@@ -37,6 +37,8 @@ class Correlated(Model):
     """
 
     def __init__(self, models: Mapping[str, Model], *, correlations: float | Sequence[Sequence[float]] | Tensor):
+        if not models:
+            raise MarketError("models is empty; give at least one by its name")
         self.models, self.assets = dict(models), len(models)
         for name, model in models.items():
             if not model.normal_a_step:

@@ -24,6 +24,8 @@ from spikeprop.plugins.aad.models import Model, Parameters, Prepared, Scenarios,
 class Credit(Model):
     """A model whose discount factors are those of a loss by default since the date before.
 
+    For scripts, and for products that pay on one date, never less than 0.
+
     Args:
         model: the market.
         hazards: default intensities per year, each constant up to its ``hazard_times``; the last also after.
@@ -33,6 +35,8 @@ class Credit(Model):
     Raises:
         MarketError: a value is out of bounds.
     """
+
+    losses = True
 
     def __init__(self, model: Model, *, hazards: Sequence[float], hazard_times: Sequence[float], recovery: float = 0.4):
         self.hazard_times = increasing("hazard_times", hazard_times)

@@ -20,7 +20,7 @@ from spikeprop.errors import MarketError
 from spikeprop.plugins.aad.engine import BATCH, simulated
 from spikeprop.plugins.aad.models import Model, at_least
 from spikeprop.plugins.aad.paths import Paths
-from spikeprop.plugins.aad.products import Product, Scripted, above
+from spikeprop.plugins.aad.products import Product, Scripted, above, refuse_losses
 
 LEAST = 10  # paths per coefficient, below which a date's regression is refused
 Values = Callable[[Tensor], Tensor]
@@ -68,10 +68,11 @@ class Bermudan(Product):
             degree: of the polynomials.
 
         Raises:
-            MarketError: too few paths, or an exercise that is not (paths, dates).
+            MarketError: too few paths, an exercise that is not (paths, dates), or a model of losses by default.
         """
         at_least("width", width, 0.0, strict=True)
         at_least("degree", degree, 1)
+        refuse_losses(cls.__name__, model)
         dates = Scripted(observations=observations, script=lambda spots, discounts: discounts[-1] * spots.flatten(1)[:, 0])
         spots, discounts = simulated(model, dates, paths, batch=16 * BATCH)
         pays, variable = _values(exercise, spots), _values(basis or exercise, spots)
@@ -124,6 +125,11 @@ class Bermudan(Product):
             total = total + waiting * wanted * discounts[k] * pays[:, k]
             waiting = waiting * (1 - wanted)
         return total + waiting * discounts[-1] * pays[:, -1].relu()
+
+    def check(self, model: Model) -> None:
+        """Check dates, and that discount factors are such."""
+        super().check(model)
+        refuse_losses(self.described(), model)
 
     def check_paths(self, paths: Paths) -> None:
         """Refuse the source and seed of the first pass."""

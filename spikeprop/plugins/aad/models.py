@@ -11,13 +11,15 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from spikeprop.errors import MarketError
+
+SERIES, TERMS = 0.5, 20  # of functions of x = a t that are power series with so many terms below that x
 
 Parameters = Mapping[str, Tensor]
 Prepared = dict[str, Tensor]
@@ -47,6 +49,8 @@ class Model(ABC):
 
     parameters: dict[str, Tensor]
     assets: int = 1
+    losses: bool = False
+    """Whether the discount factors are those of a loss by default (``Credit``)."""
     normal_a_step: bool = False
     """Whether the normal numbers of a path are one per step, which ``Correlated`` can correlate with another model's."""
 
@@ -178,7 +182,8 @@ class Bachelier(Model):
         self.assets = len(spots)
         if len(volatilities) != self.assets:
             raise MarketError(f"volatilities has {len(volatilities)} numbers for {self.assets} spots")
-        for i, volatility in enumerate(volatilities):
+        for i, (spot, volatility) in enumerate(zip(spots, volatilities)):
+            finite(f"spots[{i}]", spot)
             at_least(f"volatilities[{i}]", volatility, 0.0)
         self.parameters = {
             "spots": torch.as_tensor(spots, dtype=torch.float64),
@@ -282,12 +287,34 @@ def discounts(rate: Tensor, times: Sequence[float]) -> Tensor:
     return (-rate * torch.as_tensor(times, dtype=torch.float64)).exp()
 
 
+def loading(a: Tensor, t: Tensor) -> Tensor:
+    """(1 - exp(-a t)) / a for a >= 0; a series where a t is small, whose derivatives do not cancel."""
+    x = a * t
+    return t * by_series([(-1) ** n / math.factorial(n + 1) for n in range(TERMS)], x, lambda x: -torch.expm1(-x) / x)
+
+
+def by_series(coefficients: Sequence[float], x: Tensor, closed: Callable[[Tensor], Tensor]) -> Tensor:
+    """The sum of coefficients[n] x^n where x is small, else the closed form; each gets only its own x, so no gradient is NaN."""
+    small = x < SERIES
+    low, total = torch.where(small, x, torch.zeros_like(x)), torch.zeros_like(x)
+    for one in reversed(coefficients):
+        total = total * low + one
+    return torch.where(small, total, closed(torch.where(small, torch.ones_like(x), x)))
+
+
 def number(value: float) -> Tensor:
     """A float64 scalar."""
     return torch.tensor(float(value), dtype=torch.float64)
 
 
+def finite(name: str, value: float) -> None:
+    """Raise MarketError unless a value is finite."""
+    if not math.isfinite(value):
+        raise MarketError(f"{name} is {value:g}; it must be a finite number")
+
+
 def at_least(name: str, value: float, bound: float, *, strict: bool = False) -> None:
     """Raise MarketError unless a value is finite and at least (with ``strict``: above) a bound."""
-    if not math.isfinite(value) or value < bound or (strict and value == bound):
+    finite(name, value)
+    if value < bound or (strict and value == bound):
         raise MarketError(f"{name} is {value:g}; it must be {'above' if strict else 'at least'} {bound:g}")

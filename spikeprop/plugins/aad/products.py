@@ -20,7 +20,7 @@ from torch.autograd.function import once_differentiable
 
 from spikeprop.errors import MarketError
 from spikeprop.plugins.aad.dupire_loops import reverse_survival, survival
-from spikeprop.plugins.aad.models import Model, at_least
+from spikeprop.plugins.aad.models import Model, at_least, finite
 from spikeprop.plugins.aad.paths import Paths
 
 
@@ -83,7 +83,7 @@ class European(Product):
 
     def payoff(self, spots: Tensor, discounts: Tensor) -> Tensor:
         """Discounted payoff."""
-        return discounts[-1] * _vanilla(spots[:, -1], self.strike, self.call)
+        return discounts[-1] * _vanilla(spots.flatten(1)[:, -1], self.strike, self.call)
 
     def check(self, model: Model) -> None:
         """Check dates, and that the model has one asset."""
@@ -121,13 +121,14 @@ class UpAndOut(Product):
 
     def payoff(self, spots: Tensor, discounts: Tensor) -> Tensor:
         """Discounted payoff."""
-        alive, last = _Survival.apply(spots, self.barrier, self.width)
+        alive, last = _Survival.apply(spots.flatten(1), self.barrier, self.width)
         return discounts[-1] * alive * _vanilla(last, self.strike, self.call)
 
     def check(self, model: Model) -> None:
         """Check dates, and that the spot is below the smoothed zone."""
         super().check(model)
         _one_asset(self, model)
+        refuse_losses(self.described(), model)
         spot = float(model.spots()[0])
         if not self.barrier - self.width > spot:
             raise MarketError(
@@ -149,6 +150,11 @@ class Basket(Product):
     strike: float
     maturity: float
     call: bool = True
+
+    def __post_init__(self) -> None:
+        finite("strike", self.strike)
+        for i, weight in enumerate(self.weights):
+            finite(f"weights[{i}]", weight)
 
     @property
     def dates(self) -> tuple[float, ...]:
@@ -220,6 +226,7 @@ class Autocall(Product):
     def check(self, model: Model) -> None:
         """Check dates, and that there is a reference for each asset."""
         super().check(model)
+        refuse_losses(self.described(), model)
         if len(self.references) != model.assets:
             raise MarketError(f"references has {len(self.references)} numbers for {model.assets} assets")
 
@@ -362,6 +369,15 @@ def evenly(maturity: float, count: int) -> tuple[float, ...]:
 
 def _vanilla(x: Tensor, strike: float, call: bool) -> Tensor:
     return torch.relu(x - strike if call else strike - x)
+
+
+def refuse_losses(product: str, model: Model) -> None:
+    """Raise MarketError for a model of losses by default, by which a payoff that depends on several dates has no meaning."""
+    if model.losses:
+        raise MarketError(
+            f"{product} needs discount factors, and those of {type(model).__name__} are of losses by default; write "
+            "the value at each date as a Scripted payoff"
+        )
 
 
 def _one_asset(product: Product, model: Model) -> None:

@@ -9,6 +9,7 @@ of I(t),
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -16,7 +17,18 @@ from torch import Tensor
 
 from spikeprop.errors import MarketError
 from spikeprop.plugins.aad.local_volatility import increasing, time_weights
-from spikeprop.plugins.aad.models import Model, Parameters, Prepared, Scenarios, at_least, intervals, number
+from spikeprop.plugins.aad.models import (
+    TERMS,
+    Model,
+    Parameters,
+    Prepared,
+    Scenarios,
+    at_least,
+    by_series,
+    intervals,
+    loading,
+    number,
+)
 
 
 class HullWhite(Model):
@@ -74,27 +86,24 @@ class HullWhite(Model):
         """Moments of x and I for each step, and of each date the prices of the bonds at x = 0 and their exponents B."""
         a, sigma = parameters["reversion"], parameters["volatility"]
 
-        def loading(t: Tensor) -> Tensor:
-            return (1 - (-a * t).exp()) / a
-
         def variance(t: Tensor) -> Tensor:
-            return (sigma / a).square() * (t - 2 * loading(t) + (1 - (-2 * a * t).exp()) / (2 * a))
+            return sigma.square() * t**3 * _integral(a * t)
 
         dt, when = intervals(times), torch.as_tensor(times, dtype=torch.float64)
         maturities = torch.tensor(self.bonds, dtype=torch.float64)
-        deviation = sigma * ((1 - (-2 * a * dt).exp()) / (2 * a)).sqrt()
-        shared = sigma.square() * loading(dt).square() / 2 / deviation
+        deviation = sigma * loading(2 * a, dt).sqrt()
+        shared = sigma.square() * loading(a, dt).square() / 2 / deviation
         today, bonds = self.bond(parameters, times), self.bond(parameters, self.bonds)
         left = (maturities - when[:, None]).clamp(min=0)
         level = bonds / today[:, None] * ((variance(left) - variance(maturities) + variance(when)[:, None]) / 2).exp()
         return {
             "keep": (-a * dt).exp(),
-            "carry": loading(dt),
+            "carry": loading(a, dt),
             "deviation": deviation,
             "shared": shared,
             "rest": (variance(dt) - shared.square()).sqrt(),
             "level": torch.where(maturities >= when[:, None], level, torch.zeros_like(level)),
-            "exponent": loading(left),
+            "exponent": loading(a, left),
             "discounts": today * (-variance(when) / 2).exp(),
         }
 
@@ -115,3 +124,9 @@ class HullWhite(Model):
             integrals.append(integral)
         bonds = prepared["level"] * (-prepared["exponent"] * torch.stack(states, 1)[:, :, None]).exp()
         return Scenarios(bonds, prepared["discounts"][:, None] * (-torch.stack(integrals)).exp(), found)
+
+
+def _integral(x: Tensor) -> Tensor:
+    """The variance of the integral over t in units of sigma^2 t^3, for x = a t: (x - 2 (1 - e^-x) + (1 - e^-2x) / 2) / x^3."""
+    coefficients = [(-1) ** n * (2**n - 2) / math.factorial(n + 1) for n in range(2, TERMS)]
+    return by_series(coefficients, x, lambda x: (x + 2 * torch.expm1(-x) - torch.expm1(-2 * x) / 2) / x**3)

@@ -41,9 +41,10 @@ class Smoothing:
 
     def __str__(self) -> str:
         price, bias, error = float(self.price.value), float(self.bias.value), float(self.bias.standard_error)
-        slope = self.sensitivity
+        slope, hard = self.sensitivity, price - bias
+        share = f" ({bias / hard:+.2%})" if hard else ""
         return (
-            f"width {self.width:g}: price {price:.6g}, bias {bias:+.3g} +- {error:.1g} ({bias / (price - bias):+.2%}), "
+            f"width {self.width:g}: price {price:.6g}, bias {bias:+.3g} +- {error:.1g}{share}, "
             f"sensitivity {float(slope.value):.5g} +- {float(slope.standard_error):.2g}"
         )
 
@@ -83,11 +84,13 @@ def choose_width(
         at_least("width", width, 0.0, strict=True)
     if not widths or len(set(widths)) < len(widths):
         raise MarketError(f"widths is {list(widths)}; give different candidates")
-    smoothed = {f"width {width:g}": product(width) for width in widths}
+    name = parameter or model.spot_parameters()[0]
+    if name not in model.parameters:
+        raise MarketError(f"parameter is {name!r}; {type(model).__name__} has {', '.join(model.parameters)}")
+    smoothed = {f"width {width!r}": product(width) for width in widths}
     hard = {"hard": product(HARD * min(widths))}
     reference, *differences = prices(model, _Differences(products={**hard, **smoothed}), paths).values()
     found = risks(model, Book(products=smoothed), paths).values()
-    name = parameter or model.spot_parameters()[0]
     effects = []
     for width, one, bias in zip(widths, found, differences):
         slope = one.sensitivities[name]

@@ -29,7 +29,7 @@ from torch.autograd.function import once_differentiable
 
 from spikeprop.errors import MarketError
 from spikeprop.plugins.aad.local_volatility import time_steps
-from spikeprop.plugins.aad.models import Model, Parameters, Prepared, Scenarios, at_least, discounts, number
+from spikeprop.plugins.aad.models import Model, Parameters, Prepared, Scenarios, at_least, discounts, loading, number
 from spikeprop.plugins.aad.scratch import Scratch
 from spikeprop.plugins.aad.volatility_loops import heston, reverse_heston, reverse_sabr, sabr
 
@@ -103,14 +103,13 @@ class Heston(_TwoFactors):
         when, _ = self.steps(times)
         dt = when.diff()
         theta, kappa, xi, rho = (parameters[name] for name in ("mean_variance", "reversion", "volatility_of_variance", "rho"))
-        kept = (-kappa * dt).exp()
-        gone = 1 - kept
+        kept, lost = (-kappa * dt).exp(), loading(kappa, dt)  # lost: (1 - kept) / kappa
         tie, back = rho / xi, rho * kappa * dt / xi
         columns = [
-            theta * gone,
+            theta * kappa * lost,
             kept,
-            theta * xi.square() * gone.square() / (2 * kappa),
-            xi.square() * kept * gone / kappa,
+            theta * xi.square() * kappa * lost.square() / 2,
+            xi.square() * kept * lost,
             (parameters["rate"] - parameters["dividend"]) * dt - back * theta,
             back / 2 - dt / 4 - tie,
             back / 2 - dt / 4 + tie,
