@@ -460,6 +460,28 @@ def test_backward_pass_outside_of_both_sides_of_a_kink_differs() -> None:
         assert data_of(subject)["nodes"][1]["difference"]["verdict"] == verdict
 
 
+def test_a_made_up_gradient_at_a_jump_is_no_kink() -> None:
+    class Jump(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, x: Tensor) -> Tensor:
+            return (x > 0).to(x)
+
+        @staticmethod
+        def backward(ctx: Any, *grads: Tensor) -> Tensor:
+            return grads[0]
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.scale = nn.Parameter(torch.ones(()))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return Jump.apply(self.scale * x)  # type: ignore[return-value]
+
+    page = data_of(TrainingStep(name="j", model=Net(), x=torch.zeros(4), y=torch.ones(4), loss=lambda s, y: (s * y).sum()))
+    assert page["nodes"][1]["difference"]["verdict"] == "differs"
+
+
 def test_zero_gradients_below_a_zero_head_are_not_vanishing() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2))
