@@ -74,6 +74,22 @@ def test_every_edge_has_numbers_and_they_add_up(make: Callable[[], TrainingStep]
     assert page["program"].keys() >= {"forward", "backward", "gradients"}  # made, and equal to torch
 
 
+def test_parameters_of_a_list_have_names_of_python_in_the_program() -> None:
+    class Listed(nn.Module):
+        """With a parameter whose name the program has for values."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.maps, self.h = nn.ParameterList([torch.randn(4, 3)]), nn.Parameter(torch.randn(3, 3))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.tanh(x @ self.maps[0]) @ self.h
+
+    torch.manual_seed(0)
+    page = data_of(TrainingStep(name="list", model=Listed(), x=torch.randn(2, 4), y=torch.tensor([0, 1])))
+    assert page["program"]["gradients"].keys() == {"p0_1_bar", "h_2_bar"}
+
+
 def test_terms_are_upstream_times_local() -> None:
     subject = mlp()
     step = trace_step(subject)
