@@ -90,6 +90,15 @@ def test_parameters_of_a_list_have_names_of_python_in_the_program() -> None:
     assert page["program"]["gradients"].keys() == {"p0_1_bar", "h_2_bar"}
 
 
+def test_ignored_targets_are_no_closed_form_of_the_cross_entropy() -> None:
+    def loss(scores: Tensor, y: Tensor) -> Tensor:
+        return F.cross_entropy(scores, y, ignore_index=1)
+
+    for y, unknown in ((torch.tensor([0, 1]), ["cross_entropy"]), (torch.tensor([0, 2]), [])):
+        page = data_of(TrainingStep(name="i", model=nn.Linear(4, 3), x=torch.randn(2, 4), y=y, loss=loss))
+        assert page["unknown"] == unknown
+
+
 def test_terms_are_upstream_times_local() -> None:
     subject = mlp()
     step = trace_step(subject)
