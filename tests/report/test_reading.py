@@ -110,6 +110,8 @@ def test_the_page_speaks_of_the_chip_and_the_arithmetic_that_were_simulated(page
     assert ">3 cores<" not in shown
     scratch = {"trained" if key == "finetuned" else key: v for key, v in run.report.items() if key not in ("ann", "converted")}
     assert "With memory traffic 2 to 3 times an ANN of the same layers, at T = 8." in page(scratch, chip=chip)
+    late = with_accuracy(replace(run, report=scratch), "trained", {"8": None})
+    assert "no network of these runs has an accuracy with its SynOps." in document([late], [{"missing": {}}])
 
 
 def test_the_recommended_steps_are_the_fewest_near_the_networks_best(page_run: Path) -> None:

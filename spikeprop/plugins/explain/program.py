@@ -105,8 +105,8 @@ def check(written: Program, trace: Trace) -> str | None:
 
 
 def _equal(mine: Any, exact: np.ndarray) -> bool:
-    close = {"rtol": EQUAL, "atol": EQUAL * abs(exact).max(initial=1e-3)}
-    return np.shape(mine) == exact.shape and np.allclose(mine, exact, **close)
+    size = float(abs(exact).max(initial=1e-3))
+    return np.shape(mine) == exact.shape and bool(np.allclose(mine, exact, rtol=EQUAL, atol=EQUAL * size))
 
 
 def _text(array: np.ndarray) -> str:
