@@ -227,14 +227,13 @@ def _rounded(network: Any, target: str, timesteps: int | None) -> None:
 
 def _comparison(found: dict[str, Any]) -> list[tuple[str, str]]:
     """Rows on a simulation that ``compare`` compared with PyTorch's."""
-    from spikeprop.evaluate.report import steps_text
+    from spikeprop.evaluate.report import equality, steps_text
 
-    equal = "all equal" if found["spikes_equal"] else "NOT equal"
     rows = [
         ("samples, steps", f"{found['samples']}, {steps_text(found['timesteps'], found['levels'])}"),
         ("predictions agree", f"{found['agreement']:.1f} %"),
         *((f"accuracy, {name}", f"{percent:.2f} %") for name, percent in found["accuracy"].items()),
-        ("spike trains", f"{equal} ({found['spikes']:,} spikes)"),
+        ("spike trains", f"{equality(found)} ({found['spikes']:,} spikes)"),
         ("largest output difference", f"{found['output_error']:.2g}"),
     ]
     first = found["first_difference"]

@@ -75,7 +75,7 @@ def run_rows(values: dict[str, Any]) -> list[tuple[str, str]]:
         rows += [("more than the ANN", _cheaper(values, ann, snn))] if ann is not None and snn > ann else []
     simulated = values["simulate"]
     if simulated["samples"]:
-        equal = "all equal" if simulated["spikes_equal"] else "NOT equal"
+        equal = equality(simulated)
         where = "Lava" if simulated.get("backend", "lava") == "lava" else "reference"
         rows.append((f"{where} vs PyTorch, {simulated['samples']} samples", f"predictions agree {simulated['agreement']:.1f} %"))
         rows.append((f"{where} spike trains", f"{equal} ({simulated['spikes']:,} spikes)"))
@@ -87,6 +87,13 @@ def run_rows(values: dict[str, Any]) -> list[tuple[str, str]]:
         rows.append(("not simulated", f"the network cannot be written for the hardware: {simulated['why']}"))
     rows.append(("seconds by stage", ", ".join(f"{k} {v:.0f}" for k, v in values["seconds"].items())))
     return rows
+
+
+def equality(simulated: Mapping[str, Any]) -> str:
+    """Whether spikes were PyTorch's; those of a chip's integers are compared with floating point, and need not be."""
+    if simulated["spikes_equal"]:
+        return "all equal"
+    return "not equal: integers round, PyTorch has floating point" if simulated.get("quantization") else "NOT equal"
 
 
 def energies(values: Mapping[str, Any]) -> list[tuple[str, float | None, float]]:
@@ -199,9 +206,8 @@ def accuracy_text(found: dict[str, Any]) -> str:
 
 def chip_rows(chip: dict[str, Any]) -> list[tuple[str, str]]:
     """Rows on the cores and chips that a network takes, and on what does not fit."""
-    size = f"{_count(chip['cores'], 'core')}, {_count(chip['chips'], 'chip')}"
-    name = TITLES.get(chip.get("target", "loihi2"), chip.get("target"))
-    rows = [(f"{name}, estimated", f"{size}, each synapse with a weight of its own")]
+    size, how = chip_size(chip)
+    rows = [(f"{chip_name(chip)}, estimated", f"{size}, {how}") if size else (chip_name(chip), how)]
     rows += [("needs", need) for need in chip.get("needs", ())]
     if chip.get("target", "loihi2") == "loihi2":
         return rows + [("cannot be placed", problem) for problem in chip["problems"]]
@@ -209,13 +215,32 @@ def chip_rows(chip: dict[str, Any]) -> list[tuple[str, str]]:
     return rows + [(kinds[f["stops"]], _finding_text(f)) for f in chip.get("findings", ())]
 
 
+def chip_name(chip: Mapping[str, Any]) -> str:
+    """A chip's name for readers."""
+    target: str = chip.get("target", "loihi2")
+    return TITLES.get(target, target)
+
+
+def chip_size(chip: Mapping[str, Any]) -> tuple[str, str]:
+    """Cores and chips, "" of generic integers, which have none; and what was assumed."""
+    target: str = chip.get("target", "loihi2")
+    if target.startswith("generic"):
+        return "", "integers alone, without cores"
+    how = "a core for each layer" if target == "speck" else "each synapse with a weight of its own"
+    return f"{_count(chip['cores'], 'core')}, {_count(chip['chips'], 'chip')}", how
+
+
 def _on_chip_rows(found: Mapping[str, Any] | None) -> list[tuple[str, str]]:
     """Accuracy in the arithmetic of a chip that is not Lava's."""
-    if found is None:
-        return []
-    name, accuracy = found["target"], found["accuracy"]
-    text = f"{accuracy[name]:.2f} % of {found['samples']} samples (PyTorch {accuracy['pytorch']:.2f} %)"
-    return [(f"{TITLES[name]}, in its own integers", text)]
+    return [] if found is None else [(f"{chip_name(found)}, in its own integers", on_chip_text(found))]
+
+
+def on_chip_text(found: Mapping[str, Any]) -> str:
+    """That accuracy, beside PyTorch's on the same samples; or why there is none."""
+    if "why" in found:
+        return f"not simulated: {found['why']}"
+    accuracy = found["accuracy"]
+    return f"{accuracy[found['target']]:.2f} % of {found['samples']} samples (PyTorch {accuracy['pytorch']:.2f} %)"
 
 
 def _finding_text(finding: Mapping[str, Any]) -> str:

@@ -215,6 +215,8 @@ def _against(
             point = [(of_ann[i], report["ann"]["accuracy"])]
             lines.append(Line(_label(run, "ann", several), point, COLOURS["ann"], "mark", (), i))
     what = x_label.partition(" ")[0]
+    if not lines:
+        return note(f"Accuracy against {what}: no network of these runs has an accuracy with its {what}.")
     picture = line_chart(f"Accuracy against {what}", lines, x_label, "accuracy (%)", log=True, vertical=percent_axis)
     caption = f"Accuracy against {what} an example."
     return figure(f"accuracy-{name}", join([_legend(lines, shown, several), picture]), caption, class_=f"of-{name}")

@@ -50,10 +50,14 @@ def _main(runs: Sequence[RunRecord], evidence: Sequence[Mapping[str, Any]]) -> l
     parts += [_choice(runs), comparison.overview(runs)]
     if any(run.pipeline for run in runs):
         parts += [tag("h2", "Accuracy", id="accuracy"), comparison.curves(runs)]
-    if any(run.metrics or (run.pipeline and _trains(run)) for run in runs):
+    if _has_training(runs):
         parts += [tag("h2", "Training", id="training"), training(runs)]
     parts += [_run(i, run, found, alone) for i, (run, found) in enumerate(zip(runs, evidence))]
     return [*parts, tag("h2", "Provenance", id="provenance"), provenance(runs)]
+
+
+def _has_training(runs: Sequence[RunRecord]) -> bool:
+    return any(run.metrics or (run.pipeline and _trains(run)) for run in runs)
 
 
 def _trains(run: RunRecord) -> bool:
@@ -79,7 +83,7 @@ def _run(number: int, run: RunRecord, found: Mapping[str, Any], alone: bool) -> 
 def _contents(runs: Sequence[RunRecord]) -> Markup:
     links = [("overview", "Overview")]
     links += [("accuracy", "Accuracy")] if any(run.pipeline for run in runs) else []
-    links += [("training", "Training")] if any(run.metrics for run in runs) else []
+    links += [("training", "Training")] if _has_training(runs) else []
     if len(runs) == 1 and runs[0].pipeline:  # a long page
         links += run_section.links(runs[0], "run-0")
     else:

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from spikeprop.evaluate.activity import ADD_JOULES, ENERGY_MODEL, MAC_JOULES
-from spikeprop.evaluate.report import TITLES, steps_text
+from spikeprop.evaluate.report import chip_name, chip_size, steps_text
 from spikeprop.experiment.run_record import RunRecord
 from spikeprop.report.html import Markup, note, number, tag
 from spikeprop.snn import INPUT
@@ -114,6 +114,8 @@ def _beyond(run: RunRecord) -> str:
         return "Memory traffic is not counted."
     low, high = (snn / ann for snn, ann in zip(rows[0]["snn"], rows[0]["ann"], strict=True))
     low, high = sorted((low, high))
+    if not run.hybrid:
+        return f"With memory traffic {low:.2g} to {high:.2g} times an ANN of the same layers, at T = {run.steps}."
     return f"With memory traffic × {low:.2g} to {high:.2g} at T = {run.steps}."
 
 
@@ -121,15 +123,13 @@ def _chip(run: RunRecord) -> Tile:
     chip = (run.report or {})["simulate"].get("chip")
     if not chip:
         return "chip", "-", "Cores: not in this report; `spikeprop budget` counts them."
-    target = chip.get("target", "loihi2")
-    name = TITLES.get(target) or str(target)
-    stops = len(chip["problems"])
-    fit = (
-        f"{stops} {'problem' if stops == 1 else 'problems'} of placement, see {name}."
-        if stops
-        else "Estimated; each synapse has its own weight."
-    )
-    return name, _count(chip["cores"], "core"), f"{_count(chip['chips'], 'chip')}. {fit}"
+    (size, how), name = chip_size(chip), chip_name(chip)
+    if not size:
+        return name, "-", f"{how[0].upper()}{how[1:]}."
+    cores, _, chips = size.rpartition(", ")
+    stops = max(len(chip["problems"]), sum(finding["stops"] for finding in chip.get("findings", ())))
+    fit = f"Does not fit: {_count(stops, 'problem')}, see {name}." if stops else f"Estimated; {how}."
+    return name, cores, f"{chips}. {fit}"
 
 
 def _equality(run: RunRecord) -> Tile:
@@ -141,6 +141,10 @@ def _equality(run: RunRecord) -> Tile:
             found.get("why") or "simulate.samples is 0, or NIR cannot represent the network.",
         )
     on_lava = found.get("backend", "lava") == "lava"
+    if found.get("quantization"):
+        name = chip_name(found.get("chip") or {})
+        about = f"of {found['samples']} samples at T = {found['timesteps']}. Integers round, so spikes need not be PyTorch's."
+        return f"in integers, {name}", f"{found['agreement']:.1f} %", f"Predictions that are PyTorch's, {about}"
     text = f"{found['spikes']:,} spikes of {found['samples']} samples at T = {found['timesteps']}"
     text += f"; predictions agree on {found['agreement']:.1f} %" + (
         "" if on_lava else "; the reference simulator equals Lava's processes"

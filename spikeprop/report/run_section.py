@@ -5,7 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from spikeprop.evaluate.report import CHIP_COLUMNS, accuracy_text, energies, format_text, steps_text, traffic
+from spikeprop.evaluate.report import (
+    CHIP_COLUMNS,
+    accuracy_text,
+    chip_name,
+    chip_size,
+    energies,
+    equality,
+    format_text,
+    on_chip_text,
+    steps_text,
+    traffic,
+)
 from spikeprop.experiment.run_record import RunRecord
 from spikeprop.report import diagram, headline, spikes
 from spikeprop.report.charts import bar_chart
@@ -50,7 +61,7 @@ def _parts(run: RunRecord) -> list[tuple[str, Callable[[RunRecord, Evidence, str
         ("Examples", spikes.examples),
         ("Energy", _energy),
         (f"{_simulator(run)} against PyTorch", _parity),
-        ("Loihi 2", _chip),
+        (chip_name((run.report or {})["simulate"].get("chip") or {}), _chip),
     ]
     parts += [("Conversion error", _error)] if run.hybrid else []
     return [*parts, ("Recipe", lambda run, _, name: recipe_text(run, name))]
@@ -160,7 +171,7 @@ def _parity(run: RunRecord, found: Evidence, name: str) -> Markup:
             else "simulate.samples=0, or a network that NIR cannot represent"
         )
         return note(f"The run did not simulate the network ({why}).")
-    equal = "all spike trains are equal" if simulated["spikes_equal"] else "spike trains are NOT equal"
+    equal = f"spike trains are {equality(simulated)}"
     agree = (
         f"Predictions agree on {simulated['agreement']:.1f} % of {simulated['samples']} samples, "
         f"{steps_text(simulated['timesteps'], simulated.get('levels', 1))}; "
@@ -202,11 +213,16 @@ def _chip(run: RunRecord, found: Evidence, name: str) -> Markup:
     chip = (run.report or {})["simulate"].get("chip")
     if not chip:
         return note("Cores and chips: not in this report; `spikeprop budget` counts them from a checkpoint or NIR file.")
-    size = ", ".join(f"{chip[key]:,} {key[:-1] if chip[key] == 1 else key}" for key in ("cores", "chips"))
-    summary = f"{size}; every synapse has its own weight. An estimate."
-    notes = [note("Cannot be placed: ", problem) for problem in chip["problems"]]
+    size, how = chip_size(chip)
+    summary = f"{size}; {how}. An estimate." if size else f"{how[0].upper()}{how[1:]}."
+    if on_chip := (run.report or {})["simulate"].get("on_chip"):
+        summary += f" In its own integers: {on_chip_text(on_chip)}."
+    if chip.get("target", "loihi2") == "loihi2":
+        notes = [note("Cannot be placed: ", problem) for problem in chip["problems"]]
+    else:
+        notes = [note(f"{f['layer'] or 'network'}: {f['what']}; {f['why']}: {f['change']}.") for f in chip.get("findings", ())]
     heads, rows = list(CHIP_COLUMNS.values()), [[layer.get(key) for key in CHIP_COLUMNS] for layer in chip["layers"]]
-    placed = table("Place on Loihi 2, by layer", heads, rows, id=f"{name}-chip")
+    placed = table(f"Place on {chip_name(chip)}, by layer", heads, rows, id=f"{name}-chip")
     curve = [[format_text(f["bits"]), accuracy_text(f)] for f in (run.report or {})["simulate"].get("bits", ())]
     formats = (
         [table("Accuracy in integers, by weight format", ["weights", "accuracy"], curve, id=f"{name}-bits")] if curve else []

@@ -12,6 +12,7 @@ from xml.etree import ElementTree
 
 import pytest
 
+from spikeprop.evaluate.report import CHIP_COLUMNS
 from spikeprop.experiment.run_record import RunRecord
 from spikeprop.report import document
 from spikeprop.report.axes import percent_axis, zero_axis
@@ -78,6 +79,39 @@ def test_the_headline_has_the_reports_figures(opened: Opened, page_run: Path) ->
     assert dict(rings) == {"accuracy-steps": best, "accuracy-synops": synops, "accuracy-energy": joules * 1e6}
     rules = opened.page.eval_on_selector_all("[data-rule]", "all => all.map(r => +r.dataset.rule)")
     assert set(rules) <= {best}
+
+
+def test_the_page_speaks_of_the_chip_and_the_arithmetic_that_were_simulated(page_run: Path) -> None:
+    run = RunRecord.read(page_run)
+    assert run.report
+    layer = dict.fromkeys(CHIP_COLUMNS, 0) | {"name": "a"}
+    energy = {"rows": [{"model": "arithmetic and memory", "snn": [4e-6, 6e-6], "ann": [2e-6, 2e-6], "source": ""}]}
+    chip = {"target": "speck", "cores": 3, "chips": 1, "problems": [], "needs": [], "layers": [layer], "energy": energy}
+    note = {"layer": "", "what": "one spike a step", "why": "it sends several", "change": "compare", "stops": False}
+    own = {"target": "speck", "samples": 4, "accuracy": {"pytorch": 75.0, "speck": 50.0}}
+    rounded = {"samples": 4, "backend": "reference", "spikes_equal": False, "agreement": 75.0, "timesteps": 8, "spikes": 5,
+               "output_error": 1.0, "mismatches": {"a": 1}, "quantization": [{"name": "a"}]}  # fmt: skip
+
+    def page(report: Mapping[str, object], **simulated: object) -> str:
+        return document([replace(run, report={**report, "simulate": {**rounded, **simulated}})], [{"missing": {}}])
+
+    shown = page(run.report, chip={**chip, "findings": [note]}, on_chip=own)
+    for text in ("Place on Speck, by layer", ">3 cores<", "a core for each layer", "50.00 % of 4 samples (PyTorch 75.00 %)",
+                 "network: one spike a step; it sends several: compare.", ">75.0 %<", "× 2 to 3 at T = 8"):  # fmt: skip
+        assert text in shown, text
+    assert "NOT equal" not in shown
+    assert "Place on Loihi 2" not in shown
+    refused = {"target": "speck", "why": "too large"}
+    shown = page(run.report, chip={**chip, "findings": [{**note, "stops": True}]}, on_chip=refused, quantization=[])
+    for text in ("Does not fit: 1 problem, see Speck.", "In its own integers: not simulated: too large.", "NOT equal"):
+        assert text in shown, text
+    shown = page(run.report, chip={**chip, "target": "generic-4"})
+    assert "Integers alone, without cores." in shown
+    assert ">3 cores<" not in shown
+    scratch = {"trained" if key == "finetuned" else key: v for key, v in run.report.items() if key not in ("ann", "converted")}
+    assert "With memory traffic 2 to 3 times an ANN of the same layers, at T = 8." in page(scratch, chip=chip)
+    late = with_accuracy(replace(run, report=scratch), "trained", {"8": None})
+    assert "no network of these runs has an accuracy with its SynOps." in document([late], [{"missing": {}}])
 
 
 def test_the_recommended_steps_are_the_fewest_near_the_networks_best(page_run: Path) -> None:

@@ -175,7 +175,9 @@ def _softmax(a: Arguments, inputs: list[Tensor]) -> Kind:
 
 def _cross_entropy(a: Arguments, inputs: list[Tensor]) -> Kind:
     unusual = a.get(2, "weight") is not None or a.get(6, "reduction", "mean") != "mean" or a.get(7, "label_smoothing", 0.0)
-    if unusual or inputs[0].dim() != 2 or inputs[1].dim() != 1 or (inputs[1] < 0).any():
+    if unusual or inputs[0].dim() != 2 or inputs[1].dim() != 1:
+        return OPAQUE
+    if (inputs[1] < 0).any() or (inputs[1] == a.get(4, "ignore_index", -100)).any():
         return OPAQUE
     return "cross_entropy", {"slots": [a.slot(0, "input"), a.slot(1, "target")]}
 

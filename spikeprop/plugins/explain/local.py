@@ -22,6 +22,7 @@ from spikeprop.plugins.explain.trace import Node, Trace
 
 WIDTHS = (1e-6, 1e-7)  # steps of finite differences; the second is tried if the first does not agree
 AGREES = 1e-5  # tolerance of finite differences, relative
+JUMP = 5.0  # a one-sided quotient that grows by more as the step shrinks to a tenth is that of a jump
 UNITS = 512  # maximum number of outputs for computing a Jacobian row by row
 MATCHES = 1e-9  # tolerance of a sum of terms, or of the edges of a fan-out, relative
 
@@ -63,8 +64,8 @@ class Difference:
     """The derivative of a call along a direction, by its backward pass and by finite differences.
 
     Attributes:
-        verdict: "agrees", "differs", "kink" if the backward pass lies between the one-sided difference quotients, which
-            differ, or "surrogate" if the backward pass replaces the derivative.
+        verdict: "agrees", "differs" (also at a jump), "kink" if the backward pass lies between the one-sided difference
+            quotients, which differ, or "surrogate" if the backward pass replaces the derivative.
     """
 
     backward: float
@@ -266,13 +267,16 @@ def _difference(call: ReplayedCall, trace: Trace, edges: list[Edge]) -> Differen
     if call.node.name == "fire":
         return Difference(backward, 0.0, "surrogate")
     allowed = AGREES * sum(float((edge.downstream * moves[edge.slot]).abs().sum()) for edge in edges) + 1e-10
-    central, sides = 0.0, []
+    central, sides, sizes = 0.0, [], list[float]()
     for width in WIDTHS:
         sides = _sides(call, trace, moves, width)
         central = sum(float((right + left).sum()) for right, left in sides) / 2
         if abs(central - backward) <= allowed:
             return Difference(backward, central, "agrees")
-    return Difference(backward, central, "kink" if _is_between(call, moves, backward, sides, allowed) else "differs")
+        sizes.append(sum(float(side.abs().sum()) for pair in sides for side in pair))
+    jumps = sizes[1] > JUMP * sizes[0] + allowed  # its quotients have no limit, and everything lies between them
+    kink = not jumps and _is_between(call, moves, backward, sides, allowed)
+    return Difference(backward, central, "kink" if kink else "differs")
 
 
 def _sides(call: ReplayedCall, trace: Trace, moves: dict[int, Tensor], h: float) -> list[tuple[Tensor, Tensor]]:

@@ -18,7 +18,8 @@ from spikeprop.plugins.explain.program_lines import HELPERS, LINES, Names, Unwri
 from spikeprop.plugins.explain.trace import Node, Trace, Value
 
 MOST = 120  # lines; a longer program is no lesson
-EQUAL = 1e-9  # tolerance of the program's gradients, relative
+EQUAL = 1e-9  # tolerance of the program's loss and gradients, relative
+OWN = {"c", "h", "index", "mask", "o", "theta", "u", "v", "x", "y"}  # begin names of other values
 Kinds = dict[int, tuple[str, dict[str, Any]]]
 
 
@@ -77,7 +78,7 @@ def program(trace: Trace, kinds: Kinds) -> dict[str, Any]:
         return {"reason": f"it would have {count} lines; up to {MOST} are shown"}
     wrong = check(written, trace)
     if wrong:
-        return {"reason": f"its gradient of {wrong} is not torch's"}
+        return {"reason": f"its {wrong} is not torch's"}
     return {
         "forward": [vars(line) for line in written.forward],
         "backward": [vars(line) for line in written.backward],
@@ -88,20 +89,24 @@ def program(trace: Trace, kinds: Kinds) -> dict[str, Any]:
 
 
 def check(written: Program, trace: Trace) -> str | None:
-    """Run the program with NumPy; the name of a parameter whose gradient is not the one of autograd, if there is one."""
+    """Run the program with NumPy; what is not torch's: the loss, or the gradient of a parameter, if there is one."""
     found: dict[str, Any] = {}
     with np.errstate(all="ignore"):
         try:
             exec(compile(written.python(trace), "<program>", "exec"), found)  # our own text, of names and numbers alone
-        except (ArithmeticError, AttributeError, LookupError, NameError, TypeError, ValueError) as error:
-            return f"anything ({error})"
+        except (ArithmeticError, AttributeError, LookupError, NameError, SyntaxError, TypeError, ValueError) as error:
+            return f"result ({error})"
+    if not _equal(found["L"], trace.values[trace.loss].tensor.numpy()):
+        return "loss"
     for name, index in written.gradients.items():
-        exact = cotangent_of(trace, index).numpy()
-        if np.shape(found[name]) != exact.shape or not np.allclose(
-            found[name], exact, rtol=EQUAL, atol=EQUAL * abs(exact).max(initial=1e-3)
-        ):
-            return trace.values[index].name
+        if not _equal(found[name], cotangent_of(trace, index).numpy()):
+            return f"gradient of {trace.values[index].name}"
     return None
+
+
+def _equal(mine: Any, exact: np.ndarray) -> bool:
+    size = float(abs(exact).max(initial=1e-3))
+    return np.shape(mine) == exact.shape and bool(np.allclose(mine, exact, rtol=EQUAL, atol=EQUAL * size))
 
 
 def _text(array: np.ndarray) -> str:
@@ -179,6 +184,7 @@ class _ProgramWriter:
             path, _, last = value.name.rpartition(".")
             if value.role == "parameter":
                 stem = {"weight": "W", "bias": "b"}.get(last, re.sub(r"\W", "_", last))
+                stem = f"p{stem}_" if stem[0].isdigit() else f"{stem}_" if stem in OWN else stem  # of a list: its number
                 name = f"{stem}{self._layer(path)}"
             elif value.role == "input":
                 name = {"input": "x", "target": "y"}.get(value.name, re.sub(r"\W", "_", value.name))

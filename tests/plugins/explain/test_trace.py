@@ -74,6 +74,31 @@ def test_every_edge_has_numbers_and_they_add_up(make: Callable[[], TrainingStep]
     assert page["program"].keys() >= {"forward", "backward", "gradients"}  # made, and equal to torch
 
 
+def test_parameters_of_a_list_have_names_of_python_in_the_program() -> None:
+    class Listed(nn.Module):
+        """With a parameter whose name the program has for values."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.maps, self.h = nn.ParameterList([torch.randn(4, 3)]), nn.Parameter(torch.randn(3, 3))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.tanh(x @ self.maps[0]) @ self.h
+
+    torch.manual_seed(0)
+    page = data_of(TrainingStep(name="list", model=Listed(), x=torch.randn(2, 4), y=torch.tensor([0, 1])))
+    assert page["program"]["gradients"].keys() == {"p0_1_bar", "h_2_bar"}
+
+
+def test_ignored_targets_are_no_closed_form_of_the_cross_entropy() -> None:
+    def loss(scores: Tensor, y: Tensor) -> Tensor:
+        return F.cross_entropy(scores, y, ignore_index=1)
+
+    for y, unknown in ((torch.tensor([0, 1]), ["cross_entropy"]), (torch.tensor([0, 2]), [])):
+        page = data_of(TrainingStep(name="i", model=nn.Linear(4, 3), x=torch.randn(2, 4), y=y, loss=loss))
+        assert page["unknown"] == unknown
+
+
 def test_terms_are_upstream_times_local() -> None:
     subject = mlp()
     step = trace_step(subject)
@@ -458,6 +483,28 @@ def test_backward_pass_outside_of_both_sides_of_a_kink_differs() -> None:
     for slope, verdict in ((0.5, "kink"), (2.0, "differs")):
         subject = TrainingStep(name="b", model=Net(slope), x=torch.zeros(4), y=torch.ones(4), loss=lambda s, y: (s * y).sum())
         assert data_of(subject)["nodes"][1]["difference"]["verdict"] == verdict
+
+
+def test_a_made_up_gradient_at_a_jump_is_no_kink() -> None:
+    class Jump(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, x: Tensor) -> Tensor:
+            return (x > 0).to(x)
+
+        @staticmethod
+        def backward(ctx: Any, *grads: Tensor) -> Tensor:
+            return grads[0]
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.scale = nn.Parameter(torch.ones(()))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return Jump.apply(self.scale * x)  # type: ignore[return-value]
+
+    page = data_of(TrainingStep(name="j", model=Net(), x=torch.zeros(4), y=torch.ones(4), loss=lambda s, y: (s * y).sum()))
+    assert page["nodes"][1]["difference"]["verdict"] == "differs"
 
 
 def test_zero_gradients_below_a_zero_head_are_not_vanishing() -> None:

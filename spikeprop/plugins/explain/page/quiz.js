@@ -1,6 +1,8 @@
 // Quiz beside the graph: questions about the numbers of this network, by mouse or keyboard (1 to 4, then N for the next question).
 "use strict";
 
+const TRIES = 10; // for each kind of question
+
 class Quiz {
   constructor(net, host, jump) {
     Object.assign(this, { net, host, jump, answered: 0, correct: 0, seed: 7, asked: 0 });
@@ -15,27 +17,33 @@ class Quiz {
 
   pick(list) { return list[Math.floor(this.random() * list.length)]; }
 
-  // The kinds of questions in turn; those that this network cannot answer are left out.
+  // The kinds of questions in turn; those that this network cannot answer are left out. Null if nothing goes back through it.
   question() {
     const kinds = [() => this.product(), () => this.nudge(), () => this.sum(), () => this.unit(), () => this.stop()];
-    for (;;) {
+    for (let tried = 0; tried < TRIES * kinds.length; tried++) { // a kind may fail at one place and not at another
       const found = kinds[this.asked++ % kinds.length]();
       if (found) return found;
     }
+    return null;
   }
 
   edge() {
     const edges = this.net.data.edges.filter((e) => e.sums.some((s) => s.terms.length && s.downstream !== 0)), edge = this.pick(edges);
-    return { edge, node: this.net.data.nodes[edge.node], s: this.pick(this.net.sums(edge).filter((x) => x.terms.length)) };
+    const s = edge && this.pick(this.net.sums(edge).filter((x) => x.terms.length));
+    return s ? { edge, node: this.net.data.nodes[edge.node], s } : null; // after an edit perhaps nothing comes back
   }
 
   product() {
-    const { node, s } = this.edge(), t = s.terms[0];
+    const found = this.edge();
+    if (!found) return null;
+    const { node, s } = found, t = s.terms[0];
     return this.numeric(node, `${node.name}${where(node)}: the upstream is ${fmt(t.upstream)} and the local derivative ${fmt(t.local)}. What goes back along this path?`, t.upstream * t.local, [t.upstream + t.local, -t.upstream * t.local, t.local === 0 ? 1 : t.upstream / t.local], "Multiply upstream by local.");
   }
 
   sum() {
-    const { edge, node, s } = this.edge();
+    const found = this.edge();
+    if (!found) return null;
+    const { edge, node, s } = found;
     if (s.terms.length + (s.others ? 1 : 0) < 2) return null;
     const parts = [...s.terms.map((x) => fmt(x.upstream * x.local)), ...(s.others ? [fmt(s.rest)] : [])];
     return this.numeric(node, `${node.name}${where(node)}: the paths from one entry of ${nameOf(this.net, edge.value)} bring back ${parts.join(", ")}. What is its derivative?`, s.downstream, [s.terms[0].upstream * s.terms[0].local, -s.downstream, s.downstream / 2], "Add over all paths.");
@@ -43,6 +51,7 @@ class Quiz {
 
   nudge() {
     const { net } = this, weights = net.data.values.filter((v) => v.role === "parameter" && v.cotangent && net.cotangent(v.id));
+    if (!weights.length) return null;
     const v = this.pick(weights), view = net.cotangent(v.id), data = Array.from(view.all || view.some), k = largestOf(data), entry = view.all ? k : view.places[k];
     const node = net.data.nodes.find((n) => n.inputs.includes(v.id)), answer = 0.01 * data[k];
     if (!answer) return null;
@@ -90,6 +99,12 @@ class Quiz {
 
   ask() {
     this.now = this.question();
+    if (!this.now) {
+      this.done = true;
+      this.host.replaceChildren(h("h2", { id: "quiz-title", text: "Quiz" }), h("p", { role: "status", id: "quiz-text", text: "There is nothing to ask: no gradient of this network is other than zero." }), h("p", {}, h("button", { type: "button", onclick: () => this.end(), text: "End" })));
+      this.host.querySelector("button").focus();
+      return;
+    }
     this.done = false;
     this.jump(this.now.node.id);
     const buttons = this.now.choices.map((c, i) => h("button", { type: "button", class: "choice", "data-correct": c === this.now.answer ? "yes" : "no", onclick: () => this.answer(i) }, h("b", { text: `${i + 1} ` }), h("span", { text: c })));
