@@ -132,6 +132,8 @@ def test_pages_have_their_snippets() -> None:
         "docs/index.md",
         *["docs/guides/conversion.md"] * 2,
         *["docs/guides/chips.md"] * 2,
+        *["docs/plugins/aad.md"] * 2,
+        "docs/plugins/matrix-decompositions.md",
     ]
 
 

@@ -264,7 +264,7 @@ RARE: dict[str, tuple[Payoff, str]] = {
 def test_event_that_no_path_sees_is_warned_of_with_the_remedy(name: str, work: Callable[..., object]) -> None:
     script, says = RARE[name]
     with pytest.warns(UserWarning, match=f"the payoff of Scripted {says}.*more paths, or importance sampling"):
-        work(MODEL, Scripted(observations=DATES, script=script), PseudoRandom(paths=1024, seed=3))
+        work(MODEL, Scripted(observations=DATES, script=script), PseudoRandom(paths=1024, seed=1))
 
 
 def test_sensitivity_to_an_event_that_no_path_sees_is_warned_of() -> None:

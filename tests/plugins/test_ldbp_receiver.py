@@ -217,7 +217,7 @@ def test_kerr_coefficients_and_counts() -> None:
 def linear_link(pmd: float = 2.0) -> tuple[Fibre, Any, Any]:
     fibre = Fibre(spans=2, gamma=0, pmd=pmd, noise_factor=4)
     link = Link(fibre, SIGNAL, 20, 2)
-    sections = draw_sections(fibre, uniform_steps(fibre, 20), generator(9))
+    sections = draw_sections(fibre, uniform_steps(fibre, 20), generator(4))
     train, test = (link.blocks(n, watts(0), (10, k), sections) for k, n in enumerate((150, 30)))
     return fibre, train, test
 

@@ -85,6 +85,7 @@ def test_an_angle_is_to_the_gradient_of_the_arms_own_loss() -> None:
     assert experiment._reference("e-prop, spiking", own).loss == SquaredError()
 
 
+@pytest.mark.slow  # the smoke test of the recipe draws it too
 def test_the_page_has_every_arm_and_its_figures(tmp_path: Path) -> None:
     values = run(tmp_path / "run").values
     arms, page = values["arms"], (tmp_path / "run" / "report.md").read_text()

@@ -64,10 +64,25 @@ def test_the_papers_table_is_there() -> None:
         "ldbp_drift",
         "ldbp_phase_noise",
         "ldbp_wdm",
+        "rules_compared",
+        "digits_snn_eprop",
         "aad_barrier",
         "aad_differential",
     }
-    others |= {f"map_{task}" for task in ("acrobot", "cartpole", "lunar_lander", "mountain_car", "multiplexer", "regression")}
+    others |= {f"digits_cnn_{rule}" for rule in ("pc", "ep", "fa", "dfa", "dtp", "ff")}
+    others |= {
+        f"map_{task}"
+        for task in (
+            "acrobot",
+            "cartpole",
+            "lunar_lander",
+            "mountain_car",
+            "multiplexer",
+            "regression",
+            "acrobot_tuned",
+            "cartpole_vector",
+        )
+    }
     assert {f"{row}_stdb" for row in rows} | others == {f.stem for f in RECIPES}
 
 

@@ -92,7 +92,7 @@ def test_standard_errors_cover_the_bumps_of_other_paths(counted: Callable[[dict[
     for number, (make_model, make_product) in enumerate(PAIRS):
         rng = np.random.default_rng(number)
         model, product = make_model(rng), make_product(rng)
-        found = risk(model, product, PseudoRandom(paths=4096, seed=1))
+        found = risk(model, product, PseudoRandom(paths=4096, seed=number))
         bumped = Bumped(model, product, normals(PseudoRandom(paths=PATHS, seed=99), model.dimension(product.dates)))
         for name, estimate in found.sensitivities.items():
             size = 1e-3 * max(1.0, float(model.parameters[name].abs().max()))

@@ -82,7 +82,7 @@ class RulesCompared(RuleComparison):
         """The same with few examples, one epoch, one seed and two steps."""
         smoked = super().smoke()
         assert isinstance(smoked, RulesCompared)
-        return dataclasses.replace(smoked, timesteps=2, seeds=self.seeds[:1])
+        return dataclasses.replace(smoked, timesteps=6, seeds=self.seeds[:1])
 
     def run(self, context: Context) -> Report:
         """Run every arm and seed, and measure cost and memory; finished stages are read from the folder."""
