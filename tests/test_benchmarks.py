@@ -122,7 +122,7 @@ def run(module: ModuleType, arguments: list[str], folder: Path, capsys: pytest.C
     return json.loads((folder / "found.json").read_text())
 
 
-@pytest.mark.parametrize("name", ["step", "infer", "memory"])
+@pytest.mark.parametrize("name", ["step", *(pytest.param(name, marks=pytest.mark.slow) for name in ("infer", "memory"))])
 def test_scripts_run(load: Any, name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     found = run(load(name), [*TINY[name], *FEW], tmp_path, capsys)
     assert found["benchmark"] == name
@@ -144,6 +144,7 @@ def test_balancing_equals_its_definition(load: Any, tmp_path: Path, capsys: pyte
     assert run(load("balance"), TINY["balance"], tmp_path, capsys)["largest_difference"] < 1e-12
 
 
+@pytest.mark.slow
 def test_open_neuromorphic_runs(load: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     results = run(load("open_neuromorphic"), [*TINY["open_neuromorphic"], *FEW], tmp_path, capsys)["results"]["32"]
     assert results["spikeprop"]["spikes"] == results["plain loop"]["spikes"] > 0

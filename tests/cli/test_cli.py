@@ -481,11 +481,8 @@ LARGE = {  # for Lava
     "fashion_mnist_snn_direct", "nmnist_cnn", "shd_rsnn", "digits_cnn_pc", "digits_snn_eprop",
 }  # fmt: skip
 SIBLINGS = {f"digits_cnn_{rule}" for rule in ("ep", "fa", "dfa", "dtp", "ff")}  # digits_cnn_pc by another rule
-SIBLINGS |= {
-    "cifar10_vgg16_diet",
-    "cifar10_vgg16_qcfs",
-    "cifar10_vgg9_stdb",
-}  # other networks with the methods of cifar10_fast and vgg5
+SIBLINGS |= {f"cifar10_{n}" for n in ("vgg16_diet", "vgg16_qcfs", "vgg16_stdb", "vgg9_stdb", "resnet20_stdb")}  # vgg5_stdb's,
+SIBLINGS |= {"fashion_mnist_cnn_qcfs", "fashion_mnist_cnn_diet", "cifar10_fast_signed"}  # and cifar10_fast's methods
 SHALLOW = {  # in place of networks of up to 34 million weights, which test-slow runs
     "cifar10_vgg16_stdb": "ann.depth=5",
     "cifar10_vgg16_qcfs": "ann.depth=5",

@@ -166,6 +166,7 @@ def test_mappings_of_continuous_actions() -> None:
     assert [float(as_published(np.array([a]), low, high)[0]) for a in (-1, 0, 0.5)] == [-1, 1, 2]
 
 
+@pytest.mark.slow
 @needs_gymnasium
 def test_cartpole_is_learnt(tmp_path: Path) -> None:
     found = run_in(tmp_path, control(episodes=120, seeds=5, hidden=[64, 32], critic=TeamSettings(

@@ -226,6 +226,7 @@ def _wait_for_lines(file: Path, count: int, run: subprocess.Popen[str]) -> None:
         time.sleep(0.02)
 
 
+@pytest.mark.slow  # half a minute
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="finds workers in /proc")
 def test_killed_worker_is_restarted_and_the_run_completes_all_epochs(tmp_path: Path) -> None:
     metrics = tmp_path / "run" / "metrics.jsonl"
