@@ -19,9 +19,9 @@ demo: .venv/.installed
 gallery: .venv/.installed
 	$(BIN)/python -m spikeprop.plugins.explain.gallery docs/gallery
 
-# A process more than cores, since some tests wait for others; four at most, each with one thread. A file's tests share its fixtures, and long files start first.
+# A process for each core, four at most, each with one thread; a file's tests share its fixtures, and long files start first.
 test: .venv/.installed
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m 'not slow' -n $$($(BIN)/python -c 'import os; print(min(4, (os.cpu_count() or 1) + 1))') --dist loadfile --no-loadscope-reorder
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m 'not slow' -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 test-slow: .venv/.installed
 	$(BIN)/python -m pytest -m slow

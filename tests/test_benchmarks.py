@@ -122,7 +122,8 @@ def run(module: ModuleType, arguments: list[str], folder: Path, capsys: pytest.C
     return json.loads((folder / "found.json").read_text())
 
 
-@pytest.mark.parametrize("name", ["step", *(pytest.param(name, marks=pytest.mark.slow) for name in ("infer", "memory"))])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["step", "infer", "memory"])
 def test_scripts_run(load: Any, name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     found = run(load(name), [*TINY[name], *FEW], tmp_path, capsys)
     assert found["benchmark"] == name
@@ -140,6 +141,7 @@ def test_fit_is_compared_with_a_loop_by_hand(load: Any, tmp_path: Path) -> None:
     assert found["ratios"]["images_per_second"] > 0
 
 
+@pytest.mark.slow
 def test_balancing_equals_its_definition(load: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(load("balance"), TINY["balance"], tmp_path, capsys)["largest_difference"] < 1e-12
 
@@ -229,6 +231,7 @@ def test_interlocking_runs_beside_pytorchs_pipelines(load: Any, tmp_path: Path) 
         assert all(one["images_per_second"] > 0 for one in found[part].values())
 
 
+@pytest.mark.slow
 def test_agreement_runs_on_photographs(data_root: Path) -> None:
     """Two photographs, two steps: each half calibrates the network that is tested on the other half."""
     command = [sys.executable, str(BENCHMARKS / "agreement.py"), "--images", "2", "--timesteps", "2", "--batch", "1"]

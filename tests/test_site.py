@@ -255,6 +255,7 @@ def test_the_table_of_sharding_has_what_was_measured(
     assert "a part each: 1,000 MiB" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_pages_open_without_a_network_and_show_their_figures(site: Path, opened: Tab) -> None:
     figures = 0
     for page in pages(site):

@@ -103,6 +103,7 @@ def test_a_folder_without_a_newer_setting_or_of_another_device_continues(finishe
         file.write_text(whole)
 
 
+@pytest.mark.slow
 def test_sigkill_in_the_middle_of_fine_tuning_changes_nothing(finished: Path, tmp_path: Path) -> None:
     """A real process is killed; another continues from its files."""
     command = ("run", "digits_cnn_stdb", *SHORT, "--out", tmp_path / "r")
@@ -482,6 +483,7 @@ LARGE = {  # for Lava
 }  # fmt: skip
 SIBLINGS = {f"digits_cnn_{rule}" for rule in ("ep", "fa", "dfa", "dtp", "ff")}  # digits_cnn_pc by another rule
 SIBLINGS |= {f"cifar10_{n}" for n in ("vgg16_diet", "vgg16_qcfs", "vgg16_stdb", "vgg9_stdb", "resnet20_stdb")}  # vgg5_stdb's,
+SIBLINGS |= {"rules_compared", "cifar10_fast_rifle", "ldbp_drift", "ldbp_wdm", "ldbp_phase_noise", "fashion_mnist_cnn_stdb"}
 SIBLINGS |= {"fashion_mnist_cnn_qcfs", "fashion_mnist_cnn_diet", "cifar10_fast_signed"}  # and cifar10_fast's methods
 SHALLOW = {  # in place of networks of up to 34 million weights, which test-slow runs
     "cifar10_vgg16_stdb": "ann.depth=5",

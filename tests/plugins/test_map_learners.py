@@ -45,6 +45,7 @@ def test_batches_equal_the_kernels(learner: str, temperature: float | None, crit
     np.testing.assert_allclose(nets[1].units, nets[0].units, rtol=1e-9, atol=1e-11)
 
 
+@pytest.mark.slow
 def test_runs_of_batches_equal_those_of_single_environments(monkeypatch: pytest.MonkeyPatch) -> None:
     np.testing.assert_allclose(weights_after_some_steps(), weights_after_some_steps(monkeypatch, least=10**6), atol=1e-9)
 

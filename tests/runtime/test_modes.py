@@ -23,6 +23,7 @@ def test_each_module_gets_its_own_mode_again_also_after_an_error() -> None:
 
 
 def test_counting_and_recording_leave_a_frozen_part_frozen() -> None:
+    torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2).eval(), nn.ReLU(), nn.Linear(2, 2))
     count_macs(model, (2,))
     assert [module.training for module in model.modules()] == [True, True, False, True, True]

@@ -46,6 +46,7 @@ def test_a_recipe_becomes_a_page(tmp_path: Path) -> None:
     assert "ActivationRelaxation" in out.read_text()
 
 
+@pytest.mark.slow
 def test_a_converted_recipe_is_unrolled(tmp_path: Path) -> None:
     out = tmp_path / "page.html"
     told = run(

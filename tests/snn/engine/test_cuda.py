@@ -299,7 +299,8 @@ def test_the_engine_on_these_kernels(neuron: Neuron, encoder: Encoder, monkeypat
 
 @main_process
 @pytest.mark.skipif(torch.cuda.is_available(), reason="these tests ran on the GPU")
-@pytest.mark.parametrize("marked", ["not slow", pytest.param("slow", marks=pytest.mark.slow)])
+@pytest.mark.slow  # half a minute; the kernels are compiled in the fast tests
+@pytest.mark.parametrize("marked", ["not slow", "slow"])
 def test_by_interpreter(marked: str) -> None:
     environment = {**os.environ, "TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""}
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", marked, __file__]
