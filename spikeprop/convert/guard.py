@@ -32,6 +32,7 @@ from spikeprop.snn.arithmetic import Running
 from spikeprop.snn.output_form import OutputForm, leaves
 
 IMAGES = 8
+ENDS = (slice(None, 1), slice(-1, None))  # the first and the last image
 NUMBERS = 8 * 3 * 64 * 64  # of larger images fewer, at least two
 CAUSES = (
     "forward hooks, a forward or __call__ that was replaced, weights computed outside the layers, and random numbers in "
@@ -101,8 +102,8 @@ def difference(converted: Converted, x: Tensor, rebuilt: Callable[[fx.GraphModul
         output = _accumulated(converted.network, x)
         off = _off_of_any(converted.network.structured(output), ideal)
         found = None if off <= tolerance else _in_float64(converted, x, rebuilt, off)
-        if found is None:  # the first alone and the last alone: a cumulative sum goes one way only
-            apart = max(_off(_accumulated(converted.network, part), output[where]) for part, where in _ends(x))
+        if found is None:  # the first and the last among copies of themselves: a cumulative sum goes one way only
+            apart = max(_off(_accumulated(converted.network, x[w].expand_as(x))[w], output[w]) for w in ENDS)
             found = f"one image changes the result of another, by {_percent(apart)}" if apart > 16 * tolerance else None
         if found is None and builder.arithmetic:
             found = _infinite(converted.network, x)
@@ -174,11 +175,6 @@ def _infinite(network: SpikingNetwork, x: Tensor) -> str | None:
             what = f"layer {name!r} computes numbers that are not finite, which nothing can send"
             return f"{what}; keep them finite, such as log(x.clamp(min=1e-6))"
     return None
-
-
-def _ends(x: Tensor) -> list[tuple[Tensor, slice]]:
-    """The first and the last image, each a batch of its own, and where it is in the batch."""
-    return [(x[where], where) for where in (slice(None, 1), slice(-1, None))]
 
 
 def _accumulated(network: SpikingNetwork, x: Tensor) -> Tensor:
