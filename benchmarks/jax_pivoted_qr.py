@@ -1,6 +1,6 @@
 """JAX's derivative of the pivoted QR of a wide matrix against finite differences of JAX's own factors, and ours beside it.
 
-python benchmarks/jax_pivoted_qr.py --venv /tmp/jax
+python benchmarks/jax_pivoted_qr.py --venv jax-venv
 
 JAX is installed apart (``--version``), in a virtual environment that this program makes in the folder ``--venv``, or is taken
 from the interpreter ``--python``. The loss is sum(Q * W) + sum(R * V) for fixed random W and V, in float64; its gradient is
