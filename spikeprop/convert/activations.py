@@ -20,6 +20,14 @@ def activations(network: SpikingNetwork, x: Tensor) -> Iterator[tuple[str, Layer
     return ((name, layer, activation) for name, layer, _, activation in layer_values(network, x))
 
 
+def ann_output(network: SpikingNetwork, x: Tensor) -> Tensor:
+    """What the last layer computes (B, ...), in one piece whatever structure ``forward`` returns."""
+    output = x
+    for _, _, output in activations(network, x):  # noqa: B007  the last one is meant, and no other is kept
+        pass
+    return output
+
+
 def layer_values(network: SpikingNetwork, x: Tensor) -> Iterator[tuple[str, Layer, Tensor, Tensor]]:
     """(name, layer, the ANN's pre-activation and activation (B, ...)) in order; values that no later layer reads are dropped.
 

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from spikeprop.convert.activations import activations
+from spikeprop.convert.activations import ann_output
 from spikeprop.convert.shard import CalibrationShard
 from spikeprop.snn import SpikingNetwork
 from spikeprop.snn.output_form import leaves
@@ -55,7 +55,7 @@ class Compared:
         drawn = torch.isin(at, torch.randperm(total, generator=torch.Generator().manual_seed(0))[:MOST])
         rows = drawn.nonzero().flatten() if bool(drawn.any()) else torch.zeros(1, dtype=torch.long)
         own, count = x[rows.to(x.device)], min(MOST, total)
-        predicted = _classes(network.structured(torch.cat([_as_ann(network, part) for part in own.split(BATCH)])))
+        predicted = _classes(network.structured(torch.cat([ann_output(network, part) for part in own.split(BATCH)])))
         return cls(own, predicted, drawn[rows], count) if count >= FEWEST and predicted else None
 
     def agreement(self, network: SpikingNetwork, timesteps: int, shard: CalibrationShard) -> float:
@@ -66,13 +66,6 @@ class Compared:
             equal = torch.cat([part[name] for part in found]) == wanted
             sums.append(equal.double().reshape(len(wanted), -1).mean(1).cpu()[self.counted].sum())
         return float((shard.total(torch.stack(sums)) / self.count).min())
-
-
-def _as_ann(network: SpikingNetwork, x: Tensor) -> Tensor:
-    output = x
-    for _, _, output in activations(network, x):  # noqa: B007  the last one is meant
-        pass
-    return output
 
 
 def _classes(output: Any) -> dict[str, Tensor]:

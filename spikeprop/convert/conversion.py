@@ -84,10 +84,12 @@ def _calibrated(
 ) -> tuple[SpikingNetwork, list[str]]:
     """The network with thresholds, with more levels where the choice left them open and too few predict as the ANN; and notes."""
     notes, found = [chosen.why] if chosen.why else [], []
+    compared: Compared | None = None
     while True:
         neuron = chosen.neuron.plain() if isinstance(chosen.neuron, DifferentialIF) else chosen.neuron
         network = _converted(ann, neuron, encoder, x, shard).to(working).eval()
-        compared = Compared.of(network, working, shard) if chosen.why and isinstance(encoder, Direct) else None
+        if compared is None and chosen.why and isinstance(encoder, Direct):
+            compared = Compared.of(network, working, shard)
         run_calibrator(chosen.calibrator, network, working, shard)
         if isinstance(chosen.neuron, DifferentialIF):
             send_differences(network)

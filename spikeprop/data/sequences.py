@@ -217,9 +217,7 @@ class FrameData(LabelledData):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("classes", "scale"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be positive")
+        positive(self, "classes", "scale")
         if not self.frame_shape or min(self.frame_shape) < 1 or (self.timesteps is not None and self.timesteps < 1):
             raise ValueError(f"frame_shape is {self.frame_shape} and timesteps is {self.timesteps}; sizes are at least 1")
 

@@ -13,6 +13,14 @@ def positive(settings: Any, *names: str) -> None:
             raise ValueError(f"{name} is {getattr(settings, name)}; it must be positive")
 
 
+def positive_or_null(settings: Any, *names: str) -> None:
+    """Raises ValueError unless each of these attributes is None or above 0."""
+    for name in names:
+        value = getattr(settings, name)
+        if value is not None and not value > 0:
+            raise ValueError(f"{name} is {value}; it must be positive, or null")
+
+
 def not_negative(settings: Any, *names: str, hint: str = "") -> None:
     """Raises ValueError unless each of these attributes is at least 0; ``hint`` ends the message."""
     for name in names:

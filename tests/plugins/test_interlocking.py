@@ -123,7 +123,7 @@ def test_micro_batches_accumulate_to_the_batch_gradient() -> None:
 
 
 def test_messages_between_segments() -> None:
-    places = [Place(i, 5, 3) for i in range(5)]
+    places = [Place(i, 5, 3, "furthest") for i in range(5)]
     assert [p.target for p in places] == [2, 3, 4, 4, 4]
     assert [p.has_loss for p in places] == [False, False, True, True, True]
     assert [p.received() for p in places] == [[2], [2, 3], [3, 4], [4], []]

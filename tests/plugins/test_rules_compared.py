@@ -15,7 +15,7 @@ from spikeprop.experiment.context import Context
 from spikeprop.experiment.run_folder import RunFolder
 from spikeprop.learn import EProp, SquaredError
 from spikeprop.plugins import DirectFeedbackAlignment
-from spikeprop.plugins.activation_relaxation.angles import degrees
+from spikeprop.plugins.angles import degrees
 from spikeprop.plugins.local_rules.measuring import LiveBytes, gradient
 from spikeprop.recipe import load_recipe
 

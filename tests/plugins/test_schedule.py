@@ -12,7 +12,7 @@ from tests.plugins.test_interlocking import prepared, resnet
 
 def even(reach: int, microbatches: int, batches: int, segments: int = 4, **settings: bool) -> Simulated:
     """One second for a forward pass, two for the products of each loss."""
-    places = [Place(i, segments, reach) for i in range(segments)]
+    places = [Place(i, segments, reach, "furthest") for i in range(segments)]
     times = [SegmentTimes(1.0, dict.fromkeys([*p.others(), *([p.segment] if p.has_loss else [])], 2.0)) for p in places]
     return simulate(times, places, microbatches, batches, **settings)
 

@@ -89,8 +89,14 @@ class Model(ABC):
         )
 
     def first_step(self, prepared: Prepared) -> tuple[Tensor, Tensor]:
-        """With ``normal_a_step``: deviation of the first log-Euler step, and its derivative by the log-spot."""
-        raise NotImplementedError
+        """With ``normal_a_step``: deviation of the first log-Euler step, and its derivative by the log-spot.
+
+        Raises:
+            MarketError: the model has none.
+        """
+        raise MarketError(
+            f"{type(self).__name__} sets normal_a_step; define first_step(prepared), which second-order sensitivities need"
+        )
 
     def spot_parameters(self) -> tuple[str, ...]:
         """Names of the parameters that are the present prices, in the order of ``spots``."""

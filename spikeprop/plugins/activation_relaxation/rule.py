@@ -23,10 +23,10 @@ from torch import Tensor, nn
 from spikeprop.errors import SegmentError
 from spikeprop.learn import CrossEntropy, LearningRule, Loss
 from spikeprop.learn.segments import INPUT, SegmentGraph, SegmentPass, segment_graph
-from spikeprop.plugins.activation_relaxation.angles import degrees
 from spikeprop.plugins.activation_relaxation.overrides import BackwardOverrides
 from spikeprop.plugins.activation_relaxation.relax import MISSING, Relaxed, Sweep, adjoints, enough_sweeps, relax
-from spikeprop.runtime.checks import one_of
+from spikeprop.plugins.angles import degrees
+from spikeprop.runtime.checks import one_of, positive_or_null
 
 PRODUCTS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 CHANGING = (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd, nn.RReLU)
@@ -88,10 +88,7 @@ class ActivationRelaxation(LearningRule):
             raise ValueError(f"step_size is {self.step_size}; it must lie in (0, 1]")
         if self.iterations is not None and self.iterations < 1:
             raise ValueError(f"iterations is {self.iterations}; use at least 1, or null for as many as the depth needs")
-        for name in ("tolerance", "backward_std"):
-            value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise ValueError(f"{name} is {value}; it must be positive, or null")
+        positive_or_null(self, "tolerance", "backward_std")
         if not 0 <= self.settled < 1:
             raise ValueError(f"settled is {self.settled}; it must lie in [0, 1)")
         if not self.frozen and (self.start == "zero" or self.sweep == "settling"):

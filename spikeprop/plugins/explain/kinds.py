@@ -48,7 +48,7 @@ def kind_of(node: Node, trace: Trace) -> Kind:
         if node.name in table:
             try:
                 return make(node, inputs)
-            except (LookupError, TypeError, ValueError, RuntimeError, NotImplementedError):
+            except (LookupError, TypeError, ValueError, RuntimeError):
                 return OPAQUE
     return OPAQUE
 

@@ -184,7 +184,7 @@ class Columns:
                 values[self.slot] = forward_ad.make_dual(values[self.slot], unit.view(self.leaf.shape))
                 found = self.call.node.run(values)[: len(self.call.upstream)]
                 tangents = [forward_ad.unpack_dual(out).tangent for out in found]
-        except (RuntimeError, NotImplementedError):
+        except RuntimeError:
             return None
         parts = zip(self.call.upstream, tangents)
         return torch.cat([torch.zeros_like(up).flatten() if t is None else t.flatten() for up, t in parts])
@@ -195,7 +195,7 @@ class Columns:
             return torch.zeros_like(self.upstream) if self._is_zero() else None
         try:
             found = torch.autograd.grad(down.flatten()[entry], moving, retain_graph=True, allow_unused=True)
-        except (RuntimeError, NotImplementedError):
+        except RuntimeError:
             return None
         columns = [torch.zeros_like(up) if c is None else c for up, c in zip(moving, found)]
         return torch.cat([c.flatten() for c in columns]).detach()
@@ -304,7 +304,7 @@ def _is_between(
     try:
         parts = [(down * moves[slot]).sum() for slot, down in call.differentiable.items() if down is not None]
         along = torch.autograd.grad(sum(parts), call.moving, retain_graph=True, allow_unused=True)  # type: ignore[arg-type]
-    except (RuntimeError, NotImplementedError):
+    except RuntimeError:
         return sum(float(x.sum()) for x in least) - allowed <= backward <= sum(float(x.sum()) for x in most) + allowed
     outside = 0.0
     for a, b, up, local in zip(least, most, call.upstream, along):

@@ -7,7 +7,6 @@ page shows this as an animation. For a rule that cuts the network, its segments 
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,6 +16,7 @@ from torch.nn import functional as F
 
 from spikeprop.errors import ExplainError
 from spikeprop.learn import LearningRule
+from spikeprop.plugins.angles import degrees
 from spikeprop.plugins.explain.step import TracedStep, TrainingStep
 
 Gradients = dict[str, Tensor]
@@ -112,5 +112,4 @@ def _compared(layer: str, names: list[str], found: Gradients, exact: Gradients) 
     norms = float(a.norm()), float(b.norm())
     if min(norms) == 0:
         return {"layer": layer, "angle": None, "ratio": None if norms[1] == 0 else norms[0] / norms[1], "norm": norms[0]}
-    cosine = min(1.0, max(-1.0, float(a @ b) / (norms[0] * norms[1])))
-    return {"layer": layer, "angle": math.degrees(math.acos(cosine)), "ratio": norms[0] / norms[1], "norm": norms[0]}
+    return {"layer": layer, "angle": float(degrees(a, b)), "ratio": norms[0] / norms[1], "norm": norms[0]}

@@ -42,7 +42,7 @@ class Place:
     segment: int
     segments: int
     reach: int
-    combine: Combine = "furthest"
+    combine: Combine
 
     @property
     def target(self) -> int:

@@ -29,6 +29,7 @@ from spikeprop.errors import SegmentError, TrainingCollapsed
 from spikeprop.learn.segments import Segment, SegmentGraph, SegmentPass, segment_graph
 from spikeprop.learn.tracing import steps_of
 from spikeprop.plugins.local_rules.base import ForwardPass, SegmentRule, add_gradients, norm
+from spikeprop.runtime.checks import one_of, positive
 
 MONOTONE = (
     nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.Hardtanh, nn.Hardsigmoid, nn.Sigmoid, nn.Tanh, nn.Softplus, nn.ELU, nn.CELU, nn.SELU,
@@ -83,11 +84,8 @@ class EquilibriumPropagation(SegmentRule):
             raise ValueError(f"feedback is {self.feedback}; it must lie in (0, 1]")
         if self.iterations < 1:
             raise ValueError(f"iterations is {self.iterations}; use at least 1")
-        for name in ("beta", "tolerance"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be positive")
-        if self.nudging not in ("symmetric", "one-sided"):
-            raise ValueError(f"nudging is {self.nudging!r}; use 'symmetric' or 'one-sided'")
+        positive(self, "beta", "tolerance")
+        one_of(self, "nudging", "symmetric", "one-sided")
 
     @property
     def reruns(self) -> bool:

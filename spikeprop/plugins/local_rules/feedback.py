@@ -24,6 +24,7 @@ from spikeprop.plugins.activation_relaxation.overrides import BackwardOverrides
 from spikeprop.plugins.activation_relaxation.relax import adjoints
 from spikeprop.plugins.activation_relaxation.rule import PRODUCTS
 from spikeprop.plugins.local_rules.base import ForwardPass, SegmentRule, fixed, own_key
+from spikeprop.runtime.checks import positive_or_null
 from spikeprop.runtime.modes import evaluating
 
 ELEMENTWISE = (*NORMS, nn.PReLU, nn.Embedding, Clipped)  # their backward pass carries no error from neuron to neuron by a weight
@@ -42,7 +43,7 @@ class FeedbackAlignment(SegmentRule):
     std: float | None = None
 
     def __post_init__(self) -> None:
-        _check_std(self.std)
+        positive_or_null(self, "std")
 
     def check(self, model: nn.Module, graph: SegmentGraph) -> None:
         super().check(model, graph)
@@ -95,7 +96,7 @@ class DirectFeedbackAlignment(SegmentRule):
     std: float | None = None
 
     def __post_init__(self) -> None:
-        _check_std(self.std)
+        positive_or_null(self, "std")
 
     def prepare(self, model: nn.Module, x: Tensor) -> None:
         super().prepare(model, x)
@@ -148,8 +149,3 @@ def _add(batch: ForwardPass, signals: dict[str, Tensor]) -> None:
 def _products(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """Weights of linear layers and convolutions, by module name."""
     return ((name, m.weight) for name, m in model.named_modules() if isinstance(m, PRODUCTS))
-
-
-def _check_std(std: float | None) -> None:
-    if std is not None and not std > 0:
-        raise ValueError(f"std is {std}; it must be positive, or null")

@@ -23,6 +23,7 @@ from torch.nn import functional as F
 from spikeprop.errors import LabelError, SegmentError
 from spikeprop.learn.segments import SegmentGraph, SegmentPass
 from spikeprop.plugins.local_rules.base import ForwardPass, SegmentRule, add_gradients, fixed
+from spikeprop.runtime.checks import positive
 from spikeprop.runtime.labels import read_labels
 from spikeprop.runtime.modes import evaluating
 
@@ -43,9 +44,7 @@ class ForwardForward(SegmentRule):
     label_scale: float = 1.0
 
     def __post_init__(self) -> None:
-        for name in ("threshold", "label_scale"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be positive")
+        positive(self, "threshold", "label_scale")
 
     @property
     def reruns(self) -> bool:

@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_leaves
 
 from spikeprop.errors import TrainingCollapsed
 from spikeprop.learn import Callback, LearningRule, TrainingState
-from spikeprop.plugins.activation_relaxation.angles import degrees
+from spikeprop.plugins.angles import degrees
 
 
 class AngleLog(Callback):

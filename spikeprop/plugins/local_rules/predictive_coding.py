@@ -25,6 +25,7 @@ from spikeprop.errors import TrainingCollapsed
 from spikeprop.learn.segments import SegmentPass
 from spikeprop.plugins.activation_relaxation.relax import enough_sweeps, relax
 from spikeprop.plugins.local_rules.base import ForwardPass, SegmentRule, norm
+from spikeprop.runtime.checks import positive
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,8 +52,7 @@ class PredictiveCoding(SegmentRule):
             raise ValueError(f"step_size is {self.step_size}; it must lie in (0, 1]")
         if self.iterations is not None and self.iterations < 1:
             raise ValueError(f"iterations is {self.iterations}; use at least 1, or null for as many as the depth needs")
-        if not self.loss_weight > 0:
-            raise ValueError(f"loss_weight is {self.loss_weight}; it must be positive")
+        positive(self, "loss_weight")
         if self.fixed_prediction and self.loss_weight != 1:
             raise ValueError("loss_weight cancels out with fixed predictions: leave it out, or use fixed_prediction: false")
 

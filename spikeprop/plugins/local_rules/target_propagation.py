@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from spikeprop.errors import SegmentError
 from spikeprop.learn.segments import SegmentPass
 from spikeprop.plugins.local_rules.base import ForwardPass, SegmentRule, add_gradients, own_key
+from spikeprop.runtime.checks import one_of, positive
 from spikeprop.runtime.modes import evaluating
 
 LARGEST = 2**26  # weights of one inverse
@@ -72,11 +73,8 @@ class TargetPropagation(SegmentRule):
     inverse: InverseActivation = "tanh"
 
     def __post_init__(self) -> None:
-        for name in ("step_size", "noise"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be positive")
-        if self.inverse not in ACTIVATIONS:
-            raise ValueError(f"inverse is {self.inverse!r}; use {', '.join(ACTIVATIONS)}")
+        positive(self, "step_size", "noise")
+        one_of(self, "inverse", *ACTIVATIONS)
 
     @property
     def reruns(self) -> bool:

@@ -31,7 +31,7 @@ from spikeprop.plugins.map_propagation.training import ActorCritic, evaluate
 from spikeprop.plugins.map_propagation.tuning import Tuned
 from spikeprop.plugins.map_propagation.vector import VectorEnvironments
 from spikeprop.plugins.reports import save_report
-from spikeprop.runtime.checks import not_negative, positive
+from spikeprop.runtime.checks import not_negative, positive, positive_or_null
 from spikeprop.runtime.progress import bar
 
 MAPPINGS = {"centred": centred, "published": as_published}
@@ -94,8 +94,7 @@ class Control:
         not_negative(self, "iterations", "anneal", "evaluation_episodes")
         if not 0 <= self.discount <= 1:
             raise ValueError(f"discount is {self.discount}; it must lie in [0, 1]")
-        if self.reward_limit is not None and self.reward_limit <= 0:
-            raise ValueError(f"reward_limit is {self.reward_limit}; it must be positive, or null")
+        positive_or_null(self, "reward_limit")
         check_learners(self.learners)
         critics = [self.tuned.of(name).critic_learner for name in self.learners]
         if not self.iterations and "asynchronous" in (*self.learners, *critics):
