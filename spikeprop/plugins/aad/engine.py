@@ -339,7 +339,8 @@ class _Sweep:
         adjoints."""
         prepared = {k: v.detach().requires_grad_() for k, v in mark.items()}
         spots, discounts, scores = self.model.scenarios(prepared, normals, self.product.dates, scores=self.centres is not None)
-        payoffs = self.product.payoff(spots, discounts).reshape(len(spots), -1).unbind(1)
+        found = self.product.payoff(spots, discounts)
+        payoffs = found.unbind(1) if found.dim() > 1 else (found,)
         for one, values in zip(seen, payoffs):
             one.add(values.detach())
         totals = []

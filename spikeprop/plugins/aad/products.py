@@ -11,6 +11,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -361,6 +362,7 @@ def above(x: Tensor, level: float, width: float) -> Tensor:
     return ((x - level + width) / (2 * width)).clamp(0, 1)
 
 
+@lru_cache(maxsize=64)  # asked for with every mini-batch
 def evenly(maturity: float, count: int) -> tuple[float, ...]:
     """``count`` equally spaced dates; the last is the maturity."""
     at_least("maturity", maturity, 0.0, strict=True)
