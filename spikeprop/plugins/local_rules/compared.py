@@ -24,7 +24,7 @@ from spikeprop.evaluate.intervals import in_words, mean_interval
 from spikeprop.experiment.context import Context
 from spikeprop.learn import BPTT, Backprop, Callback, LearningRule
 from spikeprop.plugins.comparison import RuleComparison
-from spikeprop.plugins.local_rules.measuring import AngleLog, LiveBytes, seconds_each
+from spikeprop.plugins.local_rules.measuring import ANGLE_OF, AngleLog, LiveBytes, seconds_each
 from spikeprop.plugins.local_rules.pictures import draw
 from spikeprop.plugins.reports import Values, arm_in_words, arms_of, save_report
 from spikeprop.recipe import Component
@@ -106,8 +106,8 @@ class RulesCompared(RuleComparison):
         return [AngleLog(rule, self._reference(name, rule), x.to(device), y.to(device))]
 
     def kept(self, history: list[dict[str, Any]]) -> dict[str, Any]:
-        names = [key for key in history[-1] if key.startswith("angle.")]
-        curves = {key.removeprefix("angle."): [round(epoch[key], 2) for epoch in history] for key in names}
+        names = [key for key in history[-1] if key.startswith(ANGLE_OF)]
+        curves = {key.removeprefix(ANGLE_OF): [round(epoch[key], 2) for epoch in history] for key in names}
         return {**super().kept(history), "angles": curves}
 
     def tested(self, name: str, model: nn.Module, data: LabelledData, device: torch.device) -> dict[str, Any]:
