@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import islice
 from statistics import fmean
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import nn
@@ -48,9 +48,7 @@ KNOWS = {  # of rules that do not say it themselves
 class RulesCompared(RuleComparison):
     """Compare learning rules on one network, and on the spiking network of the same layers.
 
-    Attributes:
-        seeds, data, ann, arms, baseline, optimizer, schedule, epochs, batch_size, lr, weight_decay, rates, device: as in
-            ``RuleComparison``.
+    Attributes (beside those of ``RuleComparison``):
         timesteps: T of the converted networks, and of the spiking arms.
         spiking: module with neurons that the spiking arms train.
         spiking_arms: rules that simulate, by name; may be empty. Their reference is BPTT.
@@ -78,11 +76,9 @@ class RulesCompared(RuleComparison):
         for name in self.spiking_arms:
             self.rules()[name].build().prepare(self.network(name, data), data.example(2))
 
-    def smoke(self) -> RulesCompared:
-        """The same with few examples, one epoch, one seed and two steps."""
-        smoked = super().smoke()
-        assert isinstance(smoked, RulesCompared)
-        return dataclasses.replace(smoked, timesteps=6, seeds=self.seeds[:1])
+    def smoke(self) -> Self:
+        """The same with few examples, one epoch, one seed and six steps."""
+        return dataclasses.replace(super().smoke(), timesteps=6, seeds=self.seeds[:1])
 
     def run(self, context: Context) -> Report:
         """Run every arm and seed, and measure cost and memory; finished stages are read from the folder."""
