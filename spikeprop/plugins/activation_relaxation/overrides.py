@@ -74,9 +74,9 @@ def products(model: nn.Module) -> dict[str, nn.Parameter]:
             continue
         if (weight := known.get(f"{name}.weight".lstrip("."))) is None:
             raise SegmentError(
-                f"{name or 'the network itself'} ({type(module).__name__}) would send the error back by its own weights: separate "
-                "backward weights replace parameters of one layer; remove the reparametrisation or weight sharing, or use a rule "
-                "without them (Backprop, DirectFeedbackAlignment)"
+                f"{name or 'the network itself'} ({type(module).__name__}) would send the error back by its own weights: "
+                "separate backward weights replace parameters of one layer; remove the reparametrisation or weight sharing, or "
+                "use a rule without them (Backprop, DirectFeedbackAlignment)"
             )
         found[name] = weight
     return found
