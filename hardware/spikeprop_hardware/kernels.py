@@ -364,14 +364,14 @@ def _fire_fixed(sums, exponent, align, limit, v, spikes, bias, theta, decay, lea
 @_jit
 def _fire_row(sums, exponent, align, limit, v, spikes, bias, theta, decay, leaky, to_zero):
     low, mask = np.int32(limit - 1), np.int32(2 * limit - 1)
-    right = max(-exponent - 1, 0) & 31  # so that LLVM knows that 32 bits are enough
+    right = min(max(-exponent - 1, 0), 31)  # of 31 bits on nothing but the sign is left
     factor = POWERS[min(max(exponent + 1, 0) + align, 30)]  # the doubling, and shifts to the left; of 2^24 on all is wrapped away
     clipped = np.int32(0)
     if leaky:
         for i in range(v.shape[0]):
             old = np.int64(v[i]) * (DECAY_UNITY - decay[i])
             v[i] = (old if old >= 0 else old + (DECAY_UNITY - 1)) >> 12
-    for i in range(v.shape[0]):  # in 32 bits throughout: sixteen at once
+    for i in range(v.shape[0]):  # behind the shift in 32 bits: sixteen at once
         u = np.int32(np.int32(np.int32(np.int32((sums[i] >> right) * factor) + low) & mask) - low)
         free = np.int32(np.int32(v[i] + u) + bias[i])
         u = min(max(free, np.int32(-low)), low)

@@ -39,9 +39,8 @@ class Synapses:
         self.dtype, self.in_c_order = np.dtype(dtype), in_c_order
         if NUMBA:
             self.at, self.runs, pool = _columns(matrix.astype(self.dtype), row_order, column_order, in_c_order)
-            self.pool = aligned(
-                pool.shape, np.int8 if _fits(pool, np.int8) else pool.dtype
-            )  # int8: less that the cache must hold
+            small = _fits(pool, np.int8)  # less that the cache must hold
+            self.pool = aligned(pool.shape, np.int8 if small else pool.dtype)
             self.pool[: len(pool)] = pool
             most = np.iinfo(np.int8 if signed else np.uint8).max // payload if payload and not in_c_order else 0
             self.runs, self.groups = _grouped(self.runs, most)
@@ -66,7 +65,7 @@ class Synapses:
 
 def _columns(
     matrix: sparse.csr_matrix, row_order: np.ndarray, column_order: np.ndarray, in_c_order: bool
-) -> tuple[np.ndarray, tuple[np.ndarray, ...], np.ndarray]:
+) -> tuple[np.ndarray, Runs, np.ndarray]:
     """Position of each source in its layer; (first run of each source, and of each run target, offset, length); pool."""
     columns = matrix.tocsc()
     columns.indices = _inverse(row_order)[columns.indices]
