@@ -98,7 +98,7 @@ class Dupire(Model):
         """Names and values of the rows and columns of grid parameters."""
         return {"volatilities": (("spot", self.grid_spots), ("time (years)", self.grid_times))}
 
-    def steps(self, times: Sequence[float]) -> Steps:
+    def steps(self, times: Sequence[float]) -> TimeSteps:
         """The steps to the dates."""
         return time_steps(tuple(times), self.max_step)
 
@@ -154,8 +154,8 @@ class Dupire(Model):
         return step_score(*self.first_step(prepared), normals[0], normals[0], prepared["log_spot"]).unsqueeze(1)
 
 
-class Steps(NamedTuple):
-    """Steps from today to the last date.
+class TimeSteps(NamedTuple):
+    """The steps from today to the last date.
 
     Attributes:
         when: times (K + 1,).
@@ -171,7 +171,7 @@ class Steps(NamedTuple):
 
 
 @lru_cache(maxsize=64)  # called for every mini-batch
-def time_steps(times: tuple[float, ...], max_step: float) -> Steps:
+def time_steps(times: tuple[float, ...], max_step: float) -> TimeSteps:
     """Equal steps between the dates, none longer than ``max_step``."""
     found, at, before = [0.0], [], 0.0
     for time in times:
@@ -181,7 +181,7 @@ def time_steps(times: tuple[float, ...], max_step: float) -> Steps:
         before = time
     observed = np.full(len(found), -1)
     observed[at] = np.arange(len(at))
-    return Steps(torch.tensor(found, dtype=torch.float64), at, observed, len(at) == len(found) - 1)
+    return TimeSteps(torch.tensor(found, dtype=torch.float64), at, observed, len(at) == len(found) - 1)
 
 
 class _Grid:
@@ -223,7 +223,9 @@ class _Euler(torch.autograd.Function):
     """(log_spot, drift (K,), table (K, J), normals (K, B)) to prices (dates, B)."""
 
     @staticmethod
-    def forward(ctx: Any, log_spot: Tensor, drift: Tensor, table: Tensor, normals: Tensor, grid: _Grid, when: Steps) -> Tensor:
+    def forward(
+        ctx: Any, log_spot: Tensor, drift: Tensor, table: Tensor, normals: Tensor, grid: _Grid, when: TimeSteps
+    ) -> Tensor:
         steps, paths = normals.shape
         (place,) = (places := Scratch((steps if any(ctx.needs_input_grad) else 0, paths))).arrays
         given, found = (float(log_spot), drift.detach().numpy(), table.detach().numpy()), np.empty((len(when.at), paths))

@@ -28,7 +28,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from spikeprop.errors import MarketError
-from spikeprop.plugins.aad.local_volatility import Steps, time_steps
+from spikeprop.plugins.aad.local_volatility import TimeSteps, time_steps
 from spikeprop.plugins.aad.models import Model, Parameters, Prepared, Scenarios, at_least, discounts, loading, number
 from spikeprop.plugins.aad.scratch import Scratch
 from spikeprop.plugins.aad.volatility_loops import heston, reverse_heston, reverse_sabr, sabr
@@ -44,7 +44,7 @@ class _TwoFactors(Model):
         self.max_step = max_step
         self.parameters = {name: number(value) for name, value in parameters.items()}
 
-    def steps(self, times: Sequence[float]) -> Steps:
+    def steps(self, times: Sequence[float]) -> TimeSteps:
         """The steps to the dates."""
         return time_steps(tuple(times), self.max_step)
 
@@ -217,7 +217,9 @@ class _Heston(torch.autograd.Function):
     spot's own random moves and of their variances."""
 
     @staticmethod
-    def forward(ctx: Any, log_spot: Tensor, variance: Tensor, steps: Tensor, normals: Tensor, when: Steps) -> tuple[Tensor, ...]:
+    def forward(
+        ctx: Any, log_spot: Tensor, variance: Tensor, steps: Tensor, normals: Tensor, when: TimeSteps
+    ) -> tuple[Tensor, ...]:
         k, paths = len(steps), normals.shape[1]
         (x,), (v,) = (path := Scratch((k + 1, paths))).arrays, (variances := Scratch((k + 1, paths))).arrays
         moved, spread = np.empty(paths), np.empty(paths)
@@ -246,7 +248,7 @@ class _SABR(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x0: Tensor, a0: Tensor, steps: Tensor, beta: Tensor, rho: Tensor, rest: Tensor, normals: Tensor,
-                floor: float, when: Steps) -> Tensor:  # fmt: skip
+                floor: float, when: TimeSteps) -> Tensor:  # fmt: skip
         k, paths = len(steps), normals.shape[1]
         x, u = (kept := Scratch((k + 1, paths), (k, paths))).arrays
         shape = float(beta), float(rho), float(rest), floor
