@@ -44,7 +44,7 @@ def flags_of(trace: Trace, kinds: dict[int, str]) -> dict[int, list[str]]:
 
 
 def unit_axis(node: Node, trace: Trace, kinds: dict[int, str]) -> int:
-    """The axis of the units of a ReLU: the last behind a layer on features (of tokens, for example), else that of the channels."""
+    """The axis of the units of a ReLU: the last behind a layer on features (as of tokens), else that of the channels."""
     shape, makers = trace.values[node.outputs[0]].tensor.shape, {i: n.index for n in trace.nodes for i in n.outputs}
     before = kinds.get(makers.get(node.inputs[0], -1))
     return len(shape) - 1 if before in ON_FEATURES else min(1, len(shape) - 1)

@@ -4,7 +4,7 @@
 
 const BOX = { width: 146, height: 88, gapX: 34, gapY: 20 };
 const LEAF = { width: 146, height: 54, gap: 8 };
-const NUMBERED = { calls: 8, width: 174, box: 100, leaf: 68, columns: 3, row: 11 }; // a graph of few calls has room for numbers
+const NUMBERED = { calls: 8, width: 184, gap: 24, box: 100, leaf: 68, columns: 3, row: 9.5 }; // a graph of few calls has room for numbers
 const TOP = 52; // room for skip connections above the boxes
 const short = (name) => name.replace(/^(stages\.|layers\.)/, "").replace(/\.synapses\.\d+\.ops\.\d+/, "").replace(/^layers?_/, "layer ");
 
@@ -14,7 +14,7 @@ class Graph {
     const { nodes, complete, spiking } = network.data;
     if (complete && !spiking && nodes.length <= NUMBERED.calls) {
       BOX.width = LEAF.width = NUMBERED.width;
-      Object.assign(BOX, { height: NUMBERED.box });
+      Object.assign(BOX, { height: NUMBERED.box, gapX: NUMBERED.gap });
       LEAF.height = NUMBERED.leaf;
     }
     this.open = new Set();
@@ -302,8 +302,12 @@ class Graph {
   }
 }
 
-// A number in at most five characters, with two decimals where it has any.
-const inBrief = (x) => (Number.isInteger(x) && Math.abs(x) < 1e4 ? fmt(x) : Math.abs(x) < 100 ? x.toFixed(2).replace("-", "−") : fmt(x, 2));
+// A number in at most five characters: two decimals, or its size where these would say little.
+const inBrief = (x) => {
+  if (!Number.isFinite(x) || (Number.isInteger(x) && Math.abs(x) < 1e4)) return fmt(x);
+  const a = Math.abs(x);
+  return (a >= 0.0095 && a < 99.5 ? x.toFixed(2) : a >= 99.5 && a < 9999.5 ? x.toFixed(0) : x.toExponential(0)).replace("e+", "e").replace(/-/g, "−");
+};
 
 // A tensor as a picture: rows and columns of a matrix, maps of the first sample side by side, an image in its own colours.
 function pictureOf(view, picture) {
