@@ -206,6 +206,10 @@ def test_deviations_give_backprops_gradient_at_any_loss() -> None:
     EquilibriumPropagation().step(model, x, labels)
     found = [p.grad.double() for p in model.parameters() if p.grad is not None]
     assert apart(found, backprop(copy.deepcopy(model), x, labels)) < 0.05
+    merging = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Flatten(0, 1), nn.Linear(6, 6), nn.Tanh(), nn.Linear(6, 5))
+    EquilibriumPropagation().step(merging, x.view(3, 2, 4), LABELS)
+    found = [p.grad.double() for p in merging.parameters() if p.grad is not None]
+    assert apart(found, backprop(copy.deepcopy(merging), x.view(3, 2, 4), LABELS)) < 0.05
     with torch.no_grad():
         model.get_parameter("6.bias")[0] += 1000.0
     model.float().zero_grad()

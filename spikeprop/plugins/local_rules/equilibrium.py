@@ -63,7 +63,7 @@ class Nudge:
     Attributes:
         origin: o, by name; empty for 0.
         pull: dl/ds_N of an example, at a pass.
-        scale: by which the pull of each example is divided (B,), and its gradient multiplied.
+        scale: by which the pull of each example is divided (B,), and its gradient multiplied; or one number (1,) for all.
     """
 
     origin: dict[str, Tensor]
@@ -148,11 +148,12 @@ class EquilibriumPropagation(SegmentRule):
 
     def _settle(self, states: States, x: Tensor, values: dict[str, Tensor], nudge: Nudge, beta: float) -> Equilibrium:
         """Iterate the states from ``values``, all at once."""
-        residual = x.new_zeros(())
-        for done in range(self.iterations if values else 0):
+        residual = values[states.graph.segments[0].name].new_zeros(())
+        tiny = torch.finfo(residual.dtype).tiny
+        for done in range(self.iterations):
             run = SegmentPass(states.graph, x, at=values)
             new = self._moved(states, run, values, nudge, beta)
-            size = norm({name: _fed_back(new, nudge, name) for name in new}).clamp_min(torch.finfo(x.dtype).tiny)
+            size = norm({name: _fed_back(new, nudge, name) for name in new}).clamp_min(tiny)
             residual, values = norm({name: new[name] - value for name, value in values.items()}) / size, new
             if done >= len(values) and float(residual) < self.tolerance:
                 break
@@ -200,15 +201,16 @@ def _forward(states: States, x: Tensor) -> dict[str, Tensor]:
 
 
 def _held(states: States, free: Equilibrium, error: Tensor) -> Nudge:
-    """The nudge of the loss linearised at the forward pass, of equal size for every example.
+    """The nudge of the loss linearised at the forward pass, of equal size for every example whose states are its own.
 
     Then neither the rounding of a small error nor the kinks of a large one come into the difference of two phases.
     """
-    last = states.graph.segments[-2].name
+    last = free.values[states.graph.segments[-2].name]
     (pull,) = free.run.vjp(states.graph.output, error)
     assert pull is not None
-    norms = pull.flatten(1).norm(dim=1)
-    size = float(free.values[last].norm()) / len(error) ** 0.5 or 1.0  # the same for all, so that a silent example is pulled too
+    alone = all(len(value) == len(pull) for value in free.values.values())  # else examples are merged or split on the way
+    norms = pull.reshape(len(pull) if alone else 1, -1).norm(dim=1)
+    size = float(last.norm()) / len(norms) ** 0.5 or 1.0  # the same for all, so that a silent example is pulled too
     held = pull / _each(norms.clamp_min(torch.finfo(pull.dtype).tiny), pull) * size
     return Nudge(free.values, lambda run: held, norms / size)
 
