@@ -12,9 +12,12 @@ from torch import Tensor
 
 from spikeprop.errors import MarketError
 from spikeprop.plugins.aad import (
+    Autocall,
     Bachelier,
     Basket,
+    Bermudan,
     BlackScholes,
+    Book,
     European,
     Product,
     PseudoRandom,
@@ -23,7 +26,9 @@ from spikeprop.plugins.aad import (
     Sobol,
     UpAndOut,
     above,
+    bump,
     price,
+    prices,
     risk,
     simulated,
 )
@@ -342,6 +347,65 @@ def test_bump_that_a_model_refuses_is_listed_with_its_reason(name: str, value: f
     assert told.startswith(f"the bumped model is impossible: {name} is {0.9999 * value:g}")
     assert told.endswith(f"it must be at least {value:g}")
     assert sum(bool(one.reason) for one in result.audits.values()) == 1
+
+
+class _Holed(BlackScholes):
+    """NaN at the last date of path 188 of each group of 512."""
+
+    def simulate(self, prepared: Prepared, normals: Tensor, times: Sequence[float]) -> Tensor:
+        spots = super().simulate(prepared, normals, times)
+        return spots if len(spots) < 400 else spots.index_put((torch.tensor(188), torch.tensor(-1)), spots.new_tensor(math.nan))
+
+
+def _with_a_rate_of(value: float) -> BlackScholes:
+    model = BlackScholes(spot=100, volatility=0.2)
+    model.parameters["rate"] = torch.tensor(value, dtype=torch.float64)
+    return model
+
+
+def _root(s: Tensor, d: Tensor) -> Tensor:
+    return d[-1] * (s[:, -1] - 60).sqrt()
+
+
+ROOT = Scripted(observations=DATES, script=_root)
+HIDDEN = Scripted(observations=DATES, script=lambda s, d: d[-1] * (s[:, -1] > 100).double())
+CALL = European(strike=100, maturity=1.0)
+MANY = PseudoRandom(paths=2048, groups=4)
+
+
+@pytest.mark.parametrize(
+    ("work", "says"),
+    [
+        (lambda: price(BlackScholes(spot=100, volatility=0.2, rate=math.nan), CALL, MANY), "rate of BlackScholes is nan; it"),
+        (lambda: risk(_with_a_rate_of(math.inf), CALL, MANY), "rate of BlackScholes is inf; it must be a finite number"),
+        (lambda: bump(MODEL, CALL, MANY, "spot", 0, math.nan), "size is nan; it must be a finite number"),
+        (lambda: price(_with_a_rate_of(800.0), CALL, MANY), "the price at 1 years is inf on path 0 of group 0: the parameters"),
+        (
+            lambda: price(_Holed(spot=100, volatility=0.2), HIDDEN, MANY),
+            "the price at 1 years is nan on path 188 of group 0: the parameters of _Holed are too large .* or its simulation",
+        ),
+        (lambda: risk(_Holed(spot=100, volatility=0.2), CALL, MANY), "price at 1 years is nan on path 188 of group 0"),
+        (lambda: simulated(_Holed(spot=100, volatility=0.2), CALL, MANY), "price at 1 years is nan on path 188 of group 0"),
+        (lambda: price(MODEL, ROOT, MANY), r"the payoff of Scripted is nan on path \d+ of group \d, with the prices .*, 5\d"),
+        (lambda: risk(MODEL, ROOT, MANY), r"the payoff of Scripted is nan on path \d+ of group \d, with the prices .*, 5\d"),
+        (
+            lambda: prices(MODEL, Book(products={"call": European(strike=100, maturity=0.5), "root": ROOT}), MANY),
+            r"the payoff of Book \(root\) is nan on path",
+        ),
+        (lambda: price(MODEL, European(strike=100, maturity=math.inf), MANY), "the last date is inf; it must be a finite number"),
+        (
+            lambda: Autocall(maturity=1, calls=1, trigger=1, protection=0.6, coupon=math.nan, references=[100], width=0.1),
+            "coupon is nan; it must be a finite number",
+        ),
+        (
+            lambda: Bermudan.fitted(MODEL, MANY, observations=DATES, exercise=lambda s: (s - 60).sqrt(), width=1.0),
+            "exercise is not a finite number on a path at 1 years; a regression needs numbers",
+        ),
+    ],
+)  # fmt: skip
+def test_what_is_not_finite_is_named(work: Callable[[], object], says: str) -> None:
+    with pytest.raises(MarketError, match=says):
+        work()
 
 
 def test_report_has_an_audit_of_every_parameter() -> None:

@@ -308,6 +308,7 @@ def test_invalid_arguments_are_refused() -> None:
         (lambda: pivoted_qr(a[0]), r"pivoted_qr: A has shape \(2,\)"),
         (lambda: minimum_norm(a[None], a[None, :, :1]), "minimum_norm: A has shape .* ranks differ in a batch"),
         (lambda: minimum_norm(a / 0, a), "minimum_norm: A is not finite"),
+        (lambda: minimum_norm(a, a, rtol=float("nan")), "minimum_norm: rtol is nan; it must lie from 0 to below 1"),
         (lambda: qr(a, "full"), "qr: mode is 'full'; use reduced, complete or r"),  # type: ignore[arg-type]
         (lambda: lq(a, "r"), "lq: mode is 'r'; use reduced, complete or l"),  # type: ignore[arg-type]
         (lambda: qr(a, null_space="yes"), "null_space is 'yes'; use refuse, checked, invariant"),  # type: ignore[arg-type]
@@ -360,14 +361,53 @@ def test_the_derivative_is_of_the_rank_that_was_solved_with() -> None:
     torch.testing.assert_close(*(torch.autograd.grad(x.square().sum(), a)[0] for x in (ours, theirs)))
 
 
-def test_the_backward_pass_too_is_in_float32_under_autocast() -> None:
+@pytest.mark.parametrize("wide", [False, True])
+def test_both_derivatives_are_in_float32_under_autocast(wide: bool) -> None:
     draws = torch.Generator().manual_seed(0)
-    a, b = (torch.randn(5, n, generator=draws) for n in (3, 2))
-    wanted, found = (a.clone().requires_grad_() for _ in range(2))
-    minimum_norm(wanted, b).sum().backward()
-    with torch.autocast("cpu", torch.bfloat16):
-        minimum_norm(found, b).sum().backward()
-    torch.testing.assert_close(found.grad, wanted.grad, rtol=1e-6, atol=1e-6)
+    a = torch.randn((3, 5) if wide else (5, 3), generator=draws)
+    b, weights = torch.randn(len(a), 2, generator=draws), torch.randn(5, 5, generator=draws)
+    functions: tuple[Callable[..., Tensor], ...] = (
+        least_squares,
+        minimum_norm,
+        lambda a, b: apply_q(A=a, C=b, adjoint=True).Y,
+        lambda a, b: qr(a).R,
+        lambda a, b: pivoted_qr(a, "r").R,
+        lambda a, b: lq(a, "l").L,
+    )
+
+    def derivatives(function: Callable[..., Tensor], region: bool) -> list[Tensor]:
+        inputs = tuple(x.clone().requires_grad_() for x in (a, b))
+        with torch.autocast("cpu", torch.bfloat16, enabled=region):
+            x = function(*inputs)
+            y = (x * weights[: len(x), : x.shape[1]]).sum()
+            first = torch.autograd.grad(y, inputs, create_graph=True, materialize_grads=True)
+            loss = sum((g * h).sum() for g, h in zip(first, (a, b)))
+            return [*first, *torch.autograd.grad(loss, inputs, materialize_grads=True)]
+
+    for function in functions:
+        for found, wanted in zip(derivatives(function, True), derivatives(function, False)):
+            torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("kind", "left", "right"),
+    [
+        (torch.float32, [-1, -22], [-20, -20]),
+        (torch.float64, [-1, -15], [-30, 27]),
+        (torch.float64, [-2, -3, 24], [24, -10, 23]),
+    ],
+)
+def test_minimum_norm_finds_the_rank_of_dependent_integers(kind: torch.dtype, left: list[int], right: list[int]) -> None:
+    """Exactly of rank 1; the second pivot was measured above max(m, n) eps, the bound that is made for singular values."""
+    u, v, b = (torch.tensor(x, dtype=kind) for x in (left, right, [1, 2, 3][: len(left)]))
+    wanted = (b @ u) / u.square().sum() * v / v.square().sum()
+    bound = 100 * torch.finfo(kind).eps
+    torch.testing.assert_close(minimum_norm(torch.outer(u, v), b), wanted, rtol=bound, atol=bound)
+
+
+def test_minimum_norm_keeps_the_rank_of_independent_columns_far_apart_in_scale() -> None:
+    full = torch.diag(torch.tensor([1.0, 1e-14], dtype=torch.float64))
+    torch.testing.assert_close(minimum_norm(full, full.diagonal()), torch.ones(2, dtype=torch.float64))
 
 
 def test_experiment_reports_accuracy_and_float32_gradient_errors(tmp_path: Path) -> None:

@@ -34,32 +34,34 @@ def _knot(x, knots_J, cells_C, per_cell):
 
 
 @_jit
-def euler(x0, drift_K, table_KJ, knots_J, inverse_J, cells_C, per_cell, normals_KB, x_KB, w_KB, j_KB):
-    """Fill x_KB (K + 1 rows) with the log-spot before each step and at the end. If ``w_KB`` has rows, keep the place of each x
-    for the reverse sweep: its knot, and the distance from it as a fraction of the gap."""
-    last, kept = knots_J.shape[0] - 2, w_KB.shape[0] > 0
-    x_KB[0, :] = x0
+def euler(x0, drift_K, table_KJ, knots_J, inverse_J, cells_C, per_cell, normals_KB, observed_K, x_OB, place_KB):
+    """Fill the observed rows with the log-spot. If ``place_KB`` has rows, keep the place of each x[k] for the reverse sweep: the
+    index of its knot, plus the distance from it as a fraction of the gap."""
+    last, kept = knots_J.shape[0] - 2, place_KB.shape[0] > 0
+    x_B = np.full(normals_KB.shape[1], x0)
     for k in range(normals_KB.shape[0]):
-        here_B, next_B, z_B, table_J, m = x_KB[k], x_KB[k + 1], normals_KB[k], table_KJ[k], drift_K[k]
-        w_B, j_B = (w_KB[k], j_KB[k]) if kept else (w_KB[:0].ravel(), j_KB[:0].ravel())
-        for p in range(here_B.shape[0]):
-            x = here_B[p]
+        z_B, table_J, m = normals_KB[k], table_KJ[k], drift_K[k]
+        place_B = place_KB[k] if kept else place_KB[:0].ravel()
+        for p in range(x_B.shape[0]):
+            x = x_B[p]
             j = min(_knot(x, knots_J, cells_C, per_cell), last)
             w = max(0.0, min((x - knots_J[j]) * inverse_J[j], 1.0))
             v = table_J[j] + w * (table_J[j + 1] - table_J[j])
             if kept:
-                w_B[p], j_B[p] = w, j
-            next_B[p] = x + m + v * (z_B[p] - 0.5 * v)
+                place_B[p] = np.float64(j) + w
+            x_B[p] = x + m + v * (z_B[p] - 0.5 * v)
+        if observed_K[k + 1] >= 0:
+            x_OB[observed_K[k + 1], :] = x_B
 
 
 @_jit
-def reverse_euler(cotangents_OB, spots_OB, observed_K, table_KJ, inverse_J, normals_KB, w_KB, j_KB, table_bar_KJ, drift_bar_K,
+def reverse_euler(cotangents_OB, spots_OB, observed_K, table_KJ, inverse_J, normals_KB, place_KB, table_bar_KJ, drift_bar_K,
                   normals_bar_KB, first_slope):  # fmt: skip
     """Add to the adjoints of table and drifts; return the adjoint of x0. The cotangents are those of the prices exp(x);
     ``observed_K`` is their row for x[k], or -1. ``first_slope`` is V[0]'(x0), where all paths start, possibly on a knot. The
     adjoint of the normals is set if ``normals_bar_KB`` has rows."""
     active_A = active(cotangents_OB)
-    n, wanted = active_A.shape[0], normals_bar_KB.shape[0] > 0
+    n, wanted, last = active_A.shape[0], normals_bar_KB.shape[0] > 0, inverse_J.shape[0] - 1
     adjoint_A = np.zeros(n)
     lanes_JL = np.empty((table_KJ.shape[1], LANES))
     first_bar = 0.0
@@ -68,12 +70,13 @@ def reverse_euler(cotangents_OB, spots_OB, observed_K, table_KJ, inverse_J, norm
             row_B, spots_B = cotangents_OB[observed_K[k + 1]], spots_OB[observed_K[k + 1]]
             for a in range(n):
                 adjoint_A[a] += row_B[active_A[a]] * spots_B[active_A[a]]
-        z_B, table_J, w_B, j_B = normals_KB[k], table_KJ[k], w_KB[k], j_KB[k]
+        z_B, table_J, place_B = normals_KB[k], table_KJ[k], place_KB[k]
         total, moves = 0.0, np.float64(k > 0)
         lanes_JL[:] = 0.0
         for a in range(n):
             p = active_A[a]
-            j, w, lane = np.uint64(j_B[p]), w_B[p], np.uint64(a) % uint64(LANES)
+            knot = min(np.int64(place_B[p]), last)
+            j, w, lane = np.uint64(knot), place_B[p] - np.float64(knot), np.uint64(a) % uint64(LANES)
             rise = table_J[j + uint64(1)] - table_J[j]
             v = table_J[j] + w * rise
             if wanted:

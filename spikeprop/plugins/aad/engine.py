@@ -27,11 +27,12 @@ from torch import Tensor
 
 from spikeprop.errors import MarketError
 from spikeprop.plugins.aad.audit import audits
-from spikeprop.plugins.aad.models import Model, Parameters, Prepared
+from spikeprop.plugins.aad.models import Model, Parameters, Prepared, Scenarios, at_least
 from spikeprop.plugins.aad.paths import Batch, Paths
 from spikeprop.plugins.aad.probe import Probe, check_derivative, probed, undifferentiable
 from spikeprop.plugins.aad.products import Product, singles
 from spikeprop.plugins.aad.report import Audit, Estimate, Price, Risk
+from spikeprop.plugins.aad.soundness import check_parameters, check_payoffs, check_simulated
 from spikeprop.plugins.aad.tally import Tally, finished, groups_of
 from spikeprop.plugins.aad.unseen import Seen, warn_of_one_value, warn_of_zeros
 
@@ -49,7 +50,7 @@ def price(model: Model, product: Product, paths: Paths, *, batch: int = BATCH, t
         threads: number of threads for the batches.
 
     Raises:
-        MarketError: product and model do not fit.
+        MarketError: product and model do not fit, or a parameter, a simulated price or a payoff is not finite.
     """
     _refuse_several(product, "prices")
     return _prices(model, product, paths, batch, threads, tested=False)[0]
@@ -73,7 +74,7 @@ def risk(
         threads: number of threads for the batches.
 
     Raises:
-        MarketError: product and model do not fit, or a derivative is not finite.
+        MarketError: product and model do not fit, or a parameter, a simulated price, a payoff or a derivative is not finite.
     """
     _refuse_several(product, "risks")
     return _risks(model, product, paths, second_order, batch, threads)[0]
@@ -233,7 +234,10 @@ def simulated(model: Model, product: Product, paths: Paths, *, batch: int = BATC
     with torch.no_grad():
         prepared = model.prepare(model.parameters, product.dates)
         dimension = model.dimension(product.dates)
-        parts = [model.scenarios(prepared, paths.normals(one, dimension), product.dates) for one in paths.batches(batch)]
+        parts: list[Scenarios] = []
+        for one in paths.batches(batch):
+            parts.append(model.scenarios(prepared, paths.normals(one, dimension), product.dates))
+            check_simulated(model, product, one, parts[-1].spots, parts[-1].discounts)
     discounts = parts[0].discounts if parts[0].discounts.dim() == 1 else torch.cat([one.discounts for one in parts], 1)
     return torch.cat([one.spots for one in parts]), discounts
 
@@ -250,6 +254,7 @@ def bump(
         batch, threads: as for ``price``.
     """
     _refuse_several(product, "risks")
+    at_least("size", size, 0.0, strict=True)
     kept = model.parameters[name]
     found = []
     try:
@@ -267,6 +272,7 @@ def _check(model: Model, product: Product, paths: Paths, batch: int, threads: in
     for name, value in (("batch", batch), ("threads", threads)):
         if value < 1:
             raise MarketError(f"{name} is {value}; it must be at least 1")
+    check_parameters(model)
     product.check(model)
     product.check_paths(paths)
 
@@ -311,7 +317,10 @@ def _values(model: Model, product: Product, paths: Paths, prepared: Prepared, se
     with torch.no_grad():
         normals = paths.normals(batch, model.dimension(product.dates))
         spots, discounts, _ = model.scenarios(prepared, normals, product.dates)
-        payoffs = product.payoff(spots, discounts).reshape(len(spots), -1)
+        check_simulated(model, product, batch, spots, discounts)
+        payoffs = product.payoff(spots, discounts)
+        check_payoffs(product, batch, spots, payoffs)
+        payoffs = payoffs.reshape(len(payoffs), -1)
         for one, values in zip(seen, payoffs.unbind(1)):
             one.add(values)
         return payoffs.sum(0)
@@ -319,7 +328,7 @@ def _values(model: Model, product: Product, paths: Paths, prepared: Prepared, se
 
 def _values_and_adjoints(sweep: _Sweep, paths: Paths, mark: Prepared, seen: Sequence[Seen], batch: Batch) -> Tensor:
     """A sweep of a batch; each call has its own leaves, so threads share only ``seen``."""
-    return sweep(paths.normals(batch, sweep.model.dimension(sweep.product.dates)), mark, seen)
+    return sweep(paths.normals(batch, sweep.model.dimension(sweep.product.dates)), mark, seen, batch)
 
 
 class _Sweep:
@@ -334,12 +343,17 @@ class _Sweep:
         self.model, self.product, self.centres = model, product, centres
         self.rows = 1 if centres is None else 1 + model.assets
 
-    def __call__(self, normals: Tensor, mark: Prepared, seen: Sequence[Seen] = ()) -> Tensor:
+    def __call__(self, normals: Tensor, mark: Prepared, seen: Sequence[Seen] = (), batch: Batch | None = None) -> Tensor:
         """Sums (payoffs * rows, 1 + size of the mark) over paths: of payoffs and of payoffs times scores, with their
-        adjoints."""
+        adjoints. Numbers that are not finite are refused by the paths' names in a ``batch``."""
         prepared = {k: v.detach().requires_grad_() for k, v in mark.items()}
         spots, discounts, scores = self.model.scenarios(prepared, normals, self.product.dates, scores=self.centres is not None)
-        payoffs = self.product.payoff(spots, discounts).reshape(len(spots), -1).unbind(1)
+        if batch is not None:
+            check_simulated(self.model, self.product, batch, spots, discounts)
+        found = self.product.payoff(spots, discounts)
+        if batch is not None:
+            check_payoffs(self.product, batch, spots, found)
+        payoffs = found.unbind(1) if found.dim() > 1 else (found,)
         for one, values in zip(seen, payoffs):
             one.add(values.detach())
         totals = []

@@ -77,6 +77,10 @@ class Bermudan(Product):
         spots, discounts = simulated(model, dates, paths, batch=16 * BATCH)
         pays, variable = _values(exercise, spots), _values(basis or exercise, spots)
         held = discounts[-1] * pays[:, -1].relu()
+        for name, values in (("exercise", pays), ("basis", variable)):
+            if not bool(values.isfinite().all()):
+                date = observations[int((~values.isfinite()).any(0).nonzero()[0])]
+                raise MarketError(f"{name} is not a finite number on a path at {date:g} years; a regression needs numbers")
         coefficients: list[Tensor | None] = []
         scales: list[tuple[float, float]] = []
         for k in range(len(observations) - 2, -1, -1):

@@ -12,7 +12,7 @@ import math
 from collections.abc import Sequence
 from functools import lru_cache
 from itertools import pairwise
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -98,17 +98,17 @@ class Dupire(Model):
         """Names and values of the rows and columns of grid parameters."""
         return {"volatilities": (("spot", self.grid_spots), ("time (years)", self.grid_times))}
 
-    def steps(self, times: Sequence[float]) -> tuple[Tensor, list[int]]:
-        """Times (K + 1,) of the steps, and the index of each date among them."""
+    def steps(self, times: Sequence[float]) -> TimeSteps:
+        """The steps to the dates."""
         return time_steps(tuple(times), self.max_step)
 
     def dimension(self, times: Sequence[float]) -> int:
         """One number per step."""
-        return self.steps(times)[1][-1]
+        return self.steps(times).at[-1]
 
     def prepare(self, parameters: Parameters, times: Sequence[float]) -> Prepared:
         """Volatilities times sqrt(dt) and drifts of every step."""
-        when, _ = self.steps(times)
+        when = self.steps(times).when
         dt = when.diff()
         rows = time_weights(when[:-1], self.grid_times) @ self.local_volatilities(parameters).T
         return {
@@ -124,10 +124,10 @@ class Dupire(Model):
 
     def simulate(self, prepared: Prepared, normals: Tensor, times: Sequence[float]) -> Tensor:
         """Log-Euler steps."""
-        _, at = self.steps(times)
+        steps = self.steps(times)
         if self.engine == "fused":
-            return _Euler.apply(prepared["log_spot"], prepared["drift"], prepared["table"], normals, self._grid, at).T
-        return self._plain(prepared, normals, at).exp().T
+            return _Euler.apply(prepared["log_spot"], prepared["drift"], prepared["table"], normals, self._grid, steps).T
+        return self._plain(prepared, normals, steps.at).exp().T
 
     def _plain(self, prepared: Prepared, normals: Tensor, at: Sequence[int]) -> Tensor:
         knots, x, found = torch.from_numpy(self._grid.knots), prepared["log_spot"].repeat(normals.shape[1]), []
@@ -154,16 +154,34 @@ class Dupire(Model):
         return step_score(*self.first_step(prepared), normals[0], normals[0], prepared["log_spot"]).unsqueeze(1)
 
 
+class TimeSteps(NamedTuple):
+    """The steps from today to the last date.
+
+    Attributes:
+        when: times (K + 1,).
+        at: index of each date among them.
+        observed: for each time the index of its date, or -1.
+        every: whether every time but today is a date.
+    """
+
+    when: Tensor
+    at: list[int]
+    observed: np.ndarray
+    every: bool
+
+
 @lru_cache(maxsize=64)  # called for every mini-batch
-def time_steps(times: tuple[float, ...], max_step: float) -> tuple[Tensor, list[int]]:
-    """Times (K + 1,) of equal steps between the dates, none longer than ``max_step``, and the index of each date."""
+def time_steps(times: tuple[float, ...], max_step: float) -> TimeSteps:
+    """Equal steps between the dates, none longer than ``max_step``."""
     found, at, before = [0.0], [], 0.0
     for time in times:
         n = max(1, math.ceil((time - before) / max_step - 1e-9))
         found += [before + (time - before) * i / n for i in range(1, n)] + [time]
         at.append(len(found) - 1)
         before = time
-    return torch.tensor(found, dtype=torch.float64), at
+    observed = np.full(len(found), -1)
+    observed[at] = np.arange(len(at))
+    return TimeSteps(torch.tensor(found, dtype=torch.float64), at, observed, len(at) == len(found) - 1)
 
 
 class _Grid:
@@ -186,11 +204,15 @@ class _Grid:
         """Index of the knot at or below x, between the first and the last but one."""
         return min(max(int(np.searchsorted(self.knots, x, side="right")) - 1, 0), len(self.knots) - 2)
 
-    def slope(self, row: Tensor, x: float) -> Tensor:
-        """Slope of the linear interpolation; on a knot the mean of both sides, as a central difference gives."""
-        slopes = torch.nn.functional.pad(row.diff() * torch.from_numpy(self.inverse), (1, 1))
+    def slope(self, row: Any, x: float) -> Any:
+        """Slope of the linear interpolation of a row (a tensor or an array); on a knot the mean of both sides, as a central
+        difference gives."""
         left, right = (int(np.searchsorted(self.knots, x, side=side)) for side in ("left", "right"))
-        return (slopes[left] + slopes[right]) / 2
+        return (self._slope_before(row, left) + self._slope_before(row, right)) / 2
+
+    def _slope_before(self, row: Any, j: int) -> Any:
+        """Slope between the knots j - 1 and j; 0 outside of the grid."""
+        return (row[j] - row[j - 1]) * float(self.inverse[j - 1]) if 0 < j < len(self.knots) else 0 * row[0]
 
     def arrays(self) -> tuple[Any, ...]:
         """Arguments of the loops."""
@@ -201,32 +223,29 @@ class _Euler(torch.autograd.Function):
     """(log_spot, drift (K,), table (K, J), normals (K, B)) to prices (dates, B)."""
 
     @staticmethod
-    def forward(ctx: Any, log_spot: Tensor, drift: Tensor, table: Tensor, normals: Tensor, grid: _Grid, at: list[int]) -> Tensor:
+    def forward(
+        ctx: Any, log_spot: Tensor, drift: Tensor, table: Tensor, normals: Tensor, grid: _Grid, when: TimeSteps
+    ) -> Tensor:
         steps, paths = normals.shape
-        kept = steps if any(ctx.needs_input_grad) else 0
-        (x,) = (path := Scratch((steps + 1, paths))).arrays
-        (w,), (j,) = (weights := Scratch((kept, paths))).arrays, (knots := Scratch((kept, paths), dtype=np.int32)).arrays
-        given = float(log_spot), drift.detach().numpy(), table.detach().numpy()
-        euler(*given, *grid.arrays(), normals.detach().numpy(), x, w, j)
-        spots = torch.from_numpy(np.exp(x[1:] if at == list(range(1, len(x))) else x[at]))
-        del path
+        (place,) = (places := Scratch((steps if any(ctx.needs_input_grad) else 0, paths))).arrays
+        given, found = (float(log_spot), drift.detach().numpy(), table.detach().numpy()), np.empty((len(when.at), paths))
+        euler(*given, *grid.arrays(), normals.detach().numpy(), when.observed, found, place)
+        spots = torch.from_numpy(np.exp(found, out=found))
         ctx.save_for_backward(drift, table, normals, spots)
-        ctx.grid, ctx.at, ctx.start, ctx.kept = grid, at, given[0], (weights, knots)
+        ctx.grid, ctx.observed, ctx.start, ctx.kept = grid, when.observed, given[0], places
         return spots
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         drift, table, normals, spots = ctx.saved_tensors
-        observed = np.full(len(normals) + 1, -1)
-        observed[ctx.at] = np.arange(len(ctx.at))
         rows = table.detach().numpy()
         table_bar, drift_bar = np.zeros(rows.shape), np.zeros(drift.shape)
         normals_bar = np.zeros(normals.shape if ctx.needs_input_grad[3] else (0, 0))  # only correlated numbers have one
         log_spot_bar = reverse_euler(
-            cotangents[0].contiguous().numpy(), spots.numpy(), observed, rows, ctx.grid.inverse, normals.detach().numpy(),
-            *(one.arrays[0] for one in ctx.kept), table_bar, drift_bar, normals_bar,
-            float(ctx.grid.slope(table.detach()[0], ctx.start)),
+            cotangents[0].contiguous().numpy(), spots.numpy(), ctx.observed, rows, ctx.grid.inverse, normals.detach().numpy(),
+            *ctx.kept.arrays, table_bar, drift_bar, normals_bar,
+            float(ctx.grid.slope(rows[0], ctx.start)),
         )  # fmt: skip
         by_normals = torch.from_numpy(normals_bar) if ctx.needs_input_grad[3] else None
         return number(log_spot_bar), torch.from_numpy(drift_bar), torch.from_numpy(table_bar), by_normals, None, None

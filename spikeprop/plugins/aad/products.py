@@ -11,6 +11,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -54,6 +55,7 @@ class Product(ABC):
                 raise MarketError(f"dates must be positive and increase, but {after:g} follows {before:g}")
         if not self.dates:
             raise MarketError("dates is empty; give at least one")
+        finite("the last date", self.dates[-1])
 
     def check_paths(self, paths: Paths) -> None:  # noqa: B027 - most products may be simulated on any paths
         """Raise MarketError if the product must not be simulated on these paths."""
@@ -202,6 +204,8 @@ class Autocall(Product):
     def __post_init__(self) -> None:
         at_least("calls", self.calls, 1)
         at_least("width", self.width, 0.0, strict=True)
+        for name in ("coupon", "protection", "notional"):
+            finite(name, getattr(self, name))
         at_least("trigger", self.trigger, self.protection)
         for i, reference in enumerate(self.references):
             at_least(f"references[{i}]", reference, 0.0, strict=True)
@@ -361,6 +365,7 @@ def above(x: Tensor, level: float, width: float) -> Tensor:
     return ((x - level + width) / (2 * width)).clamp(0, 1)
 
 
+@lru_cache(maxsize=64)  # asked for with every mini-batch
 def evenly(maturity: float, count: int) -> tuple[float, ...]:
     """``count`` equally spaced dates; the last is the maturity."""
     at_least("maturity", maturity, 0.0, strict=True)

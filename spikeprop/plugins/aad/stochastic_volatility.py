@@ -28,7 +28,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from spikeprop.errors import MarketError
-from spikeprop.plugins.aad.local_volatility import time_steps
+from spikeprop.plugins.aad.local_volatility import TimeSteps, time_steps
 from spikeprop.plugins.aad.models import Model, Parameters, Prepared, Scenarios, at_least, discounts, loading, number
 from spikeprop.plugins.aad.scratch import Scratch
 from spikeprop.plugins.aad.volatility_loops import heston, reverse_heston, reverse_sabr, sabr
@@ -44,13 +44,13 @@ class _TwoFactors(Model):
         self.max_step = max_step
         self.parameters = {name: number(value) for name, value in parameters.items()}
 
-    def steps(self, times: Sequence[float]) -> tuple[Tensor, list[int]]:
-        """Times (K + 1,) of the steps, and the index of each date among them."""
+    def steps(self, times: Sequence[float]) -> TimeSteps:
+        """The steps to the dates."""
         return time_steps(tuple(times), self.max_step)
 
     def dimension(self, times: Sequence[float]) -> int:
         """Two numbers per step: those of the volatility, then those of the spot."""
-        return 2 * self.steps(times)[1][-1]
+        return 2 * self.steps(times).at[-1]
 
 
 class Heston(_TwoFactors):
@@ -100,8 +100,7 @@ class Heston(_TwoFactors):
 
     def prepare(self, parameters: Parameters, times: Sequence[float]) -> Prepared:
         """Coefficients (K, 8) of every step: of m, of s^2, and of the log-spot."""
-        when, _ = self.steps(times)
-        dt = when.diff()
+        dt = self.steps(times).when.diff()
         theta, kappa, xi, rho = (parameters[name] for name in ("mean_variance", "reversion", "volatility_of_variance", "rho"))
         kept, lost = (-kappa * dt).exp(), loading(kappa, dt)  # lost: (1 - kept) / kappa
         tie, back = rho / xi, rho * kappa * dt / xi
@@ -130,7 +129,7 @@ class Heston(_TwoFactors):
         """Paths; the score is that of the log-spot's own random move until the first date, which is normal given the path of the
         variance."""
         spots, moved, spread = _Heston.apply(
-            prepared["log_spot"], prepared["variance"], prepared["steps"], normals, self.steps(times)[1]
+            prepared["log_spot"], prepared["variance"], prepared["steps"], normals, self.steps(times)
         )
         score = (moved / (spread * prepared["log_spot"].exp())).unsqueeze(1) if scores else None
         return Scenarios(spots.T, prepared["discounts"], score)
@@ -183,7 +182,7 @@ class SABR(_TwoFactors):
 
     def prepare(self, parameters: Parameters, times: Sequence[float]) -> Prepared:
         """Drift and deviation of log alpha, and log sqrt(dt), (K, 3)."""
-        dt = self.steps(times)[0].diff()
+        dt = self.steps(times).when.diff()
         nu = parameters["nu"]
         return {
             "log_forward": parameters["forward"].log(),
@@ -198,7 +197,7 @@ class SABR(_TwoFactors):
     def simulate(self, prepared: Prepared, normals: Tensor, times: Sequence[float]) -> Tensor:
         """Prices (paths, dates)."""
         mark = [prepared[name] for name in ("log_forward", "log_alpha", "steps", "beta", "rho", "rest")]
-        return _SABR.apply(*mark, normals, self.floor, self.steps(times)[1]).T
+        return _SABR.apply(*mark, normals, self.floor, self.steps(times)).T
 
     def scores(self, prepared: Prepared, normals: Tensor, times: Sequence[float]) -> Tensor:
         """Of the first step, given its number of alpha: a normal move of deviation u rest, u the forward's deviation."""
@@ -213,28 +212,22 @@ class SABR(_TwoFactors):
         return (by_log / x.exp()).unsqueeze(1)
 
 
-def _observed(at: Sequence[int], steps: int) -> np.ndarray:
-    found = np.full(steps + 1, -1)
-    found[at] = np.arange(len(at))
-    return found
-
-
 class _Heston(torch.autograd.Function):
     """(log_spot, variance, steps (K, 8), normals (2 K, B)) to prices (dates, B), and until the first date the sum (B,) of the
     spot's own random moves and of their variances."""
 
     @staticmethod
     def forward(
-        ctx: Any, log_spot: Tensor, variance: Tensor, steps: Tensor, normals: Tensor, at: list[int]
+        ctx: Any, log_spot: Tensor, variance: Tensor, steps: Tensor, normals: Tensor, when: TimeSteps
     ) -> tuple[Tensor, ...]:
         k, paths = len(steps), normals.shape[1]
         (x,), (v,) = (path := Scratch((k + 1, paths))).arrays, (variances := Scratch((k + 1, paths))).arrays
         moved, spread = np.empty(paths), np.empty(paths)
-        heston(float(log_spot), float(variance), steps.detach().numpy(), normals.numpy(), at[0], x, v, moved, spread)
-        spots = torch.from_numpy(np.exp(x[at]))
+        heston(float(log_spot), float(variance), steps.detach().numpy(), normals.numpy(), when.at[0], x, v, moved, spread)
+        spots = torch.from_numpy(np.exp(x[1:] if when.every else x[when.at]))
         del path
         ctx.save_for_backward(steps, normals, spots)
-        ctx.at, ctx.kept = at, variances
+        ctx.when, ctx.kept = when, variances
         return spots, torch.from_numpy(moved), torch.from_numpy(spread)
 
     @staticmethod
@@ -244,7 +237,7 @@ class _Heston(torch.autograd.Function):
         bars = [one.contiguous().numpy() for one in cotangents]
         steps_bar = np.zeros(steps.shape)
         x_bar, v_bar = reverse_heston(
-            bars[0], spots.numpy(), _observed(ctx.at, len(steps)), steps.detach().numpy(), normals.numpy(), ctx.at[0],
+            bars[0], spots.numpy(), ctx.when.observed, steps.detach().numpy(), normals.numpy(), ctx.when.at[0],
             ctx.kept.arrays[0], bars[1], bars[2], steps_bar,
         )  # fmt: skip
         return number(x_bar), number(v_bar), torch.from_numpy(steps_bar), None, None
@@ -255,14 +248,14 @@ class _SABR(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x0: Tensor, a0: Tensor, steps: Tensor, beta: Tensor, rho: Tensor, rest: Tensor, normals: Tensor,
-                floor: float, at: list[int]) -> Tensor:  # fmt: skip
+                floor: float, when: TimeSteps) -> Tensor:  # fmt: skip
         k, paths = len(steps), normals.shape[1]
         x, u = (kept := Scratch((k + 1, paths), (k, paths))).arrays
         shape = float(beta), float(rho), float(rest), floor
         sabr(float(x0), float(a0), steps.detach().numpy(), *shape, normals.numpy(), x, u)
-        spots = torch.from_numpy(np.exp(x[at]))
+        spots = torch.from_numpy(np.exp(x[1:] if when.every else x[when.at]))
         ctx.save_for_backward(normals, spots)
-        ctx.at, ctx.shape, ctx.kept = at, shape, kept
+        ctx.observed, ctx.shape, ctx.kept = when.observed, shape, kept
         return spots
 
     @staticmethod
@@ -272,7 +265,7 @@ class _SABR(torch.autograd.Function):
         x, u = ctx.kept.arrays
         steps_bar = np.zeros((len(u), 3))
         found = reverse_sabr(
-            cotangents[0].contiguous().numpy(), spots.numpy(), _observed(ctx.at, len(u)), *ctx.shape, normals.numpy(),
+            cotangents[0].contiguous().numpy(), spots.numpy(), ctx.observed, *ctx.shape, normals.numpy(),
             x, u, steps_bar,
         )  # fmt: skip
         x_bar, a_bar, *others = (number(one) for one in found)

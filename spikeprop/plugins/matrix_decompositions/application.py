@@ -17,8 +17,9 @@ import torch
 from torch import Tensor
 from torch.linalg import solve_triangular
 
+from spikeprop.plugins.matrix_decompositions.autocast import in_float32, without_autocast
 from spikeprop.plugins.matrix_decompositions.factors import check_rank
-from spikeprop.plugins.matrix_decompositions.functions import check_arguments, derivative_wanted, without_autocast
+from spikeprop.plugins.matrix_decompositions.functions import check_arguments, derivative_wanted
 from spikeprop.plugins.matrix_decompositions.rules import copyltu
 
 
@@ -29,7 +30,7 @@ class Applied(NamedTuple):
     R: Tensor
 
 
-@without_autocast
+@in_float32
 def apply_q(A: Tensor, C: Tensor, *, adjoint: bool = False, check: bool = True) -> Applied:
     """Q C, or with ``adjoint`` Q^H C, for the reduced Q of A = Q R; Q, of m k numbers, is not formed.
 

@@ -9,10 +9,9 @@ A[:, p] = Q R is differentiated as the QR of A[:, p] (``rules`` has the equation
 
 from __future__ import annotations
 
-import functools
 import inspect
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple, TypeVar, cast
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,6 +19,7 @@ from torch._C._functorch import TransformType, get_interpreter_stack
 from torch.autograd.forward_ad import _set_fwd_grad_enabled, unpack_dual
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
+from spikeprop.plugins.matrix_decompositions.autocast import in_float32, without_autocast
 from spikeprop.plugins.matrix_decompositions.factors import factor, factor_pivoted
 from spikeprop.plugins.matrix_decompositions.rules import (
     pull_back,
@@ -29,7 +29,6 @@ from spikeprop.plugins.matrix_decompositions.rules import (
     rotation_dependence,
 )
 
-F = TypeVar("F", bound=Callable[..., Any])
 Mode = Literal["reduced", "complete", "r"]
 NullSpace = Literal["refuse", "checked", "invariant"]
 NAMESPACE = "spikeprop_matrix_decompositions"
@@ -58,25 +57,7 @@ class PivotedQR(NamedTuple):
     p: Tensor
 
 
-def without_autocast(function: F) -> F:
-    """In a region of ``torch.autocast`` in float32, where torch's own decompositions are float32 operations too."""
-
-    @functools.wraps(function)
-    def wrapped(*tensors: Any, **options: Any) -> Any:
-        device = next((x.device.type for x in (*tensors, *options.values()) if isinstance(x, Tensor)), "cpu")
-        if not torch.is_autocast_enabled(device):
-            return function(*tensors, **options)
-        with torch.autocast(device, enabled=False):
-            return function(*map(_single, tensors), **{name: _single(x) for name, x in options.items()})
-
-    return cast(F, wrapped)
-
-
-def _single(x: Any) -> Any:
-    return x.float() if isinstance(x, Tensor) and x.dtype in (torch.bfloat16, torch.float16) else x
-
-
-@without_autocast
+@in_float32
 def qr(A: Tensor, mode: Mode = "reduced", *, null_space: NullSpace = "refuse", check: bool = True) -> QR:
     """A = Q R with orthonormal columns of Q and upper triangular R; the factors equal those of torch.linalg.qr.
 
@@ -106,7 +87,7 @@ def qr_of(A: Tensor, mode: str, null_space: str, check: str) -> QR:
     return QR(A.new_empty(0) if mode == "r" else q, r)
 
 
-@without_autocast
+@in_float32
 def lq(
     A: Tensor, mode: Literal["reduced", "complete", "l"] = "reduced", *, null_space: NullSpace = "refuse", check: bool = True
 ) -> LQ:
@@ -126,7 +107,7 @@ def lq(
     return LQ(adjoint(r), q if mode == "l" else adjoint(q))
 
 
-@without_autocast
+@in_float32
 def pivoted_qr(A: Tensor, mode: Mode = "reduced", *, null_space: NullSpace = "refuse", check: bool = True) -> PivotedQR:
     """A[..., p] = Q R, where each pivot is the column with the largest remainder; defined for any A of full rank.
 
