@@ -9,7 +9,7 @@ BIN := .venv/bin
 	$(PYTHON) -c 'import sys; sys.exit("spikeprop needs Python 3.11 or newer; set PYTHON=...") if sys.version_info < (3, 11) else None'
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e hardware -e '.[dev,interop,docs]'
+	$(BIN)/python -m pip install --quiet --no-compile -c constraints.txt -e hardware -e '.[dev,interop,docs]'
 	touch $@
 
 demo: .venv/.installed

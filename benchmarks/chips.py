@@ -6,7 +6,8 @@ A network that does not fit is shown with the number of findings that stop it, a
 the target's integers on the complete test set, and on ``--vendor`` samples by the vendor's simulator too, spike for spike (of
 Loihi 2 by Lava). Energies are those of arithmetic and memory together (spikeprop_hardware/targets/energy.py), least to most, of
 the spiking network and of the ANN of the same layers, over ``--counted`` samples. Rows that ``--out`` has already are kept, so a
-run that was ended goes on, and another one may add networks.
+run that was ended goes on, and another one may add networks. The accuracy in float is taken from a row of the same network, steps
+and samples in the target's integers, where there is one.
 """
 
 from __future__ import annotations
@@ -33,8 +34,8 @@ BATCH = 500
 ASKED = ("images", "vendor", "counted", "timesteps")  # options on which a row depends
 
 
-def measured(network: str, chip: str, options: argparse.Namespace) -> dict[str, Any]:
-    """One row."""
+def measured(network: str, chip: str, options: argparse.Namespace, rows: Sequence[dict[str, Any]] = ()) -> dict[str, Any]:
+    """One row; ``rows`` are those that there are."""
     with open_simulation_input(Path(network)) as opened:
         given = opened.with_options(timesteps=options.timesteps, root=options.root)
         images, labels = given.images(options.images)
@@ -46,9 +47,9 @@ def measured(network: str, chip: str, options: argparse.Namespace) -> dict[str, 
         row: dict[str, Any] = {"network": network, "target": chip, "fits": not stops, "stops": stops, "T": inputs.shape[1]}
         row |= {"cores": found["cores"], "chips": found["chips"], "energy": found.get("energy")}
         if not stops:
-            run = simulated if chip in VENDORS else in_integers
+            common = given, images, labels, steps, chip, options
             try:
-                row["simulation"] = run(given, images, labels, steps, chip, options)
+                row["simulation"] = simulated(*common) if chip in VENDORS else in_integers(*common, known(network, rows))
             except HardwareError as error:
                 row["simulation"] = {"refused": str(error)}
     return row
@@ -65,9 +66,16 @@ def simulated(given: Any, images: Any, labels: Any, steps: int | None, chip: str
     return {"chip": found["accuracy"][chip], **found}
 
 
+def known(network: str, rows: Sequence[dict[str, Any]]) -> dict[tuple[int, int], float]:
+    """Accuracies of a network in float, by samples and steps."""
+    found = [row["simulation"] for row in rows if row["network"] == network and "chip" in row.get("simulation", {})]
+    return {(f["samples"], f["timesteps"]): f["accuracy"]["pytorch"] for f in found}
+
+
 def in_integers(
-    given: Any, images: Any, labels: Any, steps: int | None, chip: str, options: argparse.Namespace
-) -> dict[str, Any]:
+    given: Any, images: Any, labels: Any, steps: int | None, chip: str, options: argparse.Namespace,
+    reals: dict[tuple[int, int], float],
+) -> dict[str, Any]:  # fmt: skip
     """In the integers of integer.py, in the widths of the target; and of Loihi 2 in Lava."""
     network = given.network
     length = steps_of(network, images, steps)
@@ -78,10 +86,12 @@ def in_integers(
         inputs = encoded(network, images[start : start + BATCH], steps)
         outputs = simulate(ready, inputs, backend="reference", precision="fixed", record=Recording(spikes=False)).output
         right += int((outputs[:, -1].argmax(1) == labels[start : start + BATCH].numpy()).sum())
-    real = snn_accuracy(network, [(images[i : i + BATCH], labels[i : i + BATCH]) for i in range(0, len(images), BATCH)],
-                        None if steps is None else [steps])  # fmt: skip
+    real = reals.get((len(images), length))
+    if real is None:
+        batches = [(images[i : i + BATCH], labels[i : i + BATCH]) for i in range(0, len(images), BATCH)]
+        real = next(iter(snn_accuracy(network, batches, None if steps is None else [steps]).values()))
     found: dict[str, Any] = {"samples": len(images), "timesteps": length, "chip": 100 * right / len(images)}
-    found["accuracy"] = {chip: found["chip"], "pytorch": next(iter(real.values()))}
+    found["accuracy"] = {chip: found["chip"], "pytorch": real}
     if options.vendor and target(chip).simulator:
         found["vendor"] = on_lava(made, encoded(network, images[: options.vendor], steps))
     return found
@@ -132,7 +142,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             row = next((r for r in rows if (r["network"], r["target"], r.get("asked")) == (network, chip, asked)), None)
             if row is None:
                 start = time.perf_counter()
-                row = {**measured(network, chip, options), "asked": asked, "seconds": time.perf_counter() - start}
+                row = {**measured(network, chip, options, rows), "asked": asked, "seconds": time.perf_counter() - start}
                 rows = [r for r in rows if (r["network"], r["target"]) != (network, chip)] + [row]
                 save(__file__, options, rows=rows)
             print(shown(row), flush=True)

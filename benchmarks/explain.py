@@ -7,8 +7,9 @@ from a call back to an input with a gradient, those of TorchLens and torchviz fr
 saves every gradient (``save_grads``); an edge shows upstream if the call's grad_outputs are saved, downstream if its
 grad_inputs are, and local if a record has a derivative of an output by an input. For torchviz, the text of its graph with all
 attributes counts. Times are those of the complete explanation relative to a plain step forward and backward, medians. With
-``--vgg5`` a spiking VGG5 on one random image, T = 10, is explained too; with Chromium and Playwright the opening time of a page
-is measured.
+``--vgg5`` a spiking VGG5 on one random image, T = 10, is explained too, and with ``--torchvision`` networks of torchvision with
+random weights, on two random images of 224 x 224, by spikeprop alone and once. With Chromium and Playwright the opening time of a
+page is measured. ``--threads`` are those of torch.
 """
 
 from __future__ import annotations
@@ -134,9 +135,14 @@ def _seconds(action: Callable[[], Any]) -> float:
     return time.perf_counter() - start
 
 
+def browser_program() -> str | None:
+    """Chromium, or Chrome."""
+    return os.environ.get("SPIKEPROP_CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
+
+
 def seconds_to_open(files: dict[str, Path], repeats: int) -> dict[str, float] | None:
     """From the address to the page being ready, medians; None without a browser."""
-    program = os.environ.get("SPIKEPROP_CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
+    program = browser_program()
     if program is None or find_spec("playwright") is None:
         return None
     from playwright.sync_api import sync_playwright
@@ -164,6 +170,23 @@ def vgg5() -> TrainingStep:
     return TrainingStep(name="VGG5", model=snn, x=torch.rand(1, 3, 32, 32), y=torch.tensor([3]), timesteps=10)
 
 
+def torchvision_step(name: str) -> TrainingStep:
+    """A network of torchvision with random weights, on two random images."""
+    import torchvision
+
+    model = getattr(torchvision.models, name)(weights=None)
+    return TrainingStep(name=name, model=model, x=torch.randn(2, 3, 224, 224), y=torch.tensor([1, 3]))
+
+
+def alone(subject: TrainingStep, folder: Path) -> dict[str, Any]:
+    """Seconds and page of one explanation."""
+    start, used = time.perf_counter(), time.process_time()
+    _, page = ours(subject, folder)
+    seconds = {"explain": time.perf_counter() - start, "processor": time.process_time() - used}
+    print(f"\n{subject.name}: explained in {seconds['explain']:.1f} s ({seconds['processor']:.1f} s of processor time)")
+    return {"page": page, "seconds": seconds}
+
+
 def show(name: str, result: dict[str, Any]) -> None:
     print(f"\n{name}: explained in {result['seconds']['explain']:.2f} s, {result['ratio']:.0f} times a plain step")
     print(f"{'':<12}{'edges':>8}" + "".join(f"{part:>12}" for part in (*PARTS, "all three")))
@@ -179,7 +202,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = option_parser(__doc__, [OURS], repeats=5)
     parser.add_argument("--networks", nargs="+", choices=list(ENTRIES), default=list(ENTRIES), help="default all")
     parser.add_argument("--vgg5", action="store_true", help="a spiking VGG5 too; takes a minute")
+    parser.add_argument("--torchvision", nargs="+", default=[], metavar="NAME", help="networks such as resnet18 and vit_b_16 too")
+    parser.add_argument("--threads", type=int, help="default one a core")
     options = parse(parser, argv)
+    torch.set_num_threads(options.threads or torch.get_num_threads())
     torch.manual_seed(options.seed)
     results: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as place:
@@ -193,6 +219,9 @@ def main(argv: Sequence[str] | None = None) -> None:
             results["vgg5"] = compare(vgg5(), folder, 1)
             files["vgg5"] = folder / "VGG5.html"
             show("vgg5", results["vgg5"])
+        for name in options.torchvision:
+            results[name] = alone(torchvision_step(name), folder)
+            files[name] = folder / f"{name}.html"
         opening = seconds_to_open(files, options.repeats)
     for name, result in results.items():
         opened = "" if opening is None else f", opens in {opening[name]:.2f} s"

@@ -23,6 +23,7 @@ def table(name: str) -> str:
         "scaling-model": modelled,
         "scaling-bytes": volume,
         "convert_choice": converted,
+        "explainers": explained,
         "few_steps": both_ways,
         "finetuning": finetuned,
         "finetuning_learnt": finetuned,
@@ -135,6 +136,15 @@ def migration(found: dict[str, Any]) -> str:
 def spread(percents: list[float]) -> str:
     """Mean, lowest and highest."""
     return f"{statistics.mean(percents):.2f} ({min(percents):.2f} to {max(percents):.2f})"
+
+
+def explained(found: dict[str, Any]) -> str:
+    """How many of a step's numbers each tool shows."""
+    kinds = ("values", "gradients")
+    body = []
+    for name, one in found["results"].items():
+        body.append((name, one["version"], *(f"{one[kind]['shown']} of {one[kind]['of']}" for kind in kinds)))
+    return rows(("", "version", *(f"{kind}, other than zero" for kind in kinds)), body)
 
 
 def measured(found: dict[str, Any]) -> str:

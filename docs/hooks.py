@@ -3,7 +3,7 @@
 A page asks for a text by ``<!-- include: CHANGELOG.md -->`` (all below its title), for a program by ``<!-- include: a/b.py -->``,
 for a table of figures by ``<!-- table: scaling -->``, for an executed notebook by ``<!-- notebook: zoo -->``, and for a reference
 by ``<!-- generated: recipe -->``. A link that leaves docs/ becomes a link to the file's copy on the site; where the site has
-none, the words stay and the link goes.
+none, the words stay and the link goes. Pages of explain and report are written into gallery/.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 
 from benchmark_tables import table
 from execute import page as notebook
+from live_pages import live_pages
 from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File, Files
 from references import cli_reference, exit_codes, recipe_reference
@@ -31,12 +32,16 @@ SHOWN = ("results/*/*.png", "results/*/*.csv", "results/benchmarks/*.json")  # o
 
 
 def on_files(files: Files, config: Any, **_: Any) -> Files:
-    """Add the pictures and figures that lie outside docs/."""
+    """Add the pictures and figures that lie outside docs/, and live pages in place of those of `make gallery`."""
     for pattern in SHOWN:
         for file in sorted(ROOT.glob(pattern)):
             path = file.relative_to(ROOT).as_posix()
             if files.get_file_from_path(path) is None:
                 files.append(File.generated(config, path, abs_src_path=str(file)))
+    for path, text in live_pages().items():
+        if (earlier := files.get_file_from_path(path)) is not None:
+            files.remove(earlier)
+        files.append(File.generated(config, path, content=text))
     return files
 
 

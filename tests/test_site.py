@@ -18,9 +18,14 @@ import torch
 
 from spikeprop.cli import main
 from spikeprop.experiment import HybridConversion
+from spikeprop.plugins.explain import replay
+from spikeprop.plugins.explain.gallery import ENTRIES, subject_of
 from spikeprop.recipe import components, load_recipe, slots
+from spikeprop.report.evidence import FORMAT
+from spikeprop.runtime.files import file_hash
 from spikeprop.snn import Neuron, Surrogate
 from tests.browser import Tab, open_tab
+from tests.plugins.explain.subjects import plain_gradients
 
 ROOT = Path(__file__).parents[1]
 
@@ -40,8 +45,8 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def pages(site: Path) -> list[Path]:
-    """All but the page of what is not found, whose links begin at a server's root."""
-    return sorted(file for file in site.rglob("*.html") if file.name != "404.html")
+    """All but the page of what is not found, whose links begin at a server's root, and those of explain and report."""
+    return sorted(file for file in site.rglob("*.html") if file.name != "404.html" and file.parent.name != "gallery")
 
 
 def test_every_page_is_built_and_nothing_is_left_to_fill_in(site: Path) -> None:
@@ -50,6 +55,46 @@ def test_every_page_is_built_and_nothing_is_left_to_fill_in(site: Path) -> None:
     for page in pages(site):
         for request in ("include", "table", "generated", "notebook"):
             assert f"<!-- {request}" not in page.read_text()
+
+
+def test_explains_gallery_has_the_gradients_of_torch(site: Path) -> None:
+    index = (site / "gallery/index.html").read_text()
+    for name in ENTRIES:
+        assert f'href="{name}.html"' in index
+        text = (site / "gallery" / f"{name}.html").read_text()
+        assert len(text) < 2e6
+        data = json.loads(re.search(r'<script type="application/json" id="data">(.*?)</script>', text, re.DOTALL)[1])  # type: ignore[index]
+        assert data["checks"]["edges"] == data["checks"]["edges_that_match"]
+        assert data["checks"]["differences"]["differs"] == 0
+        replayed = replay(data)
+        for key, gradient in plain_gradients(subject_of(name)).items():
+            torch.testing.assert_close(replayed[key], gradient, rtol=1e-6, atol=1e-9)
+
+
+def test_the_home_page_has_three_doors_and_a_live_page(site: Path, opened: Tab) -> None:
+    page = opened.page
+    page.goto((site / "index.html").as_uri())
+    assert page.locator(".grid.cards:not(.pictures) > ul > li").count() == 3
+    links = set(page.eval_on_selector_all(".pictures a", "all => all.map(a => a.getAttribute('href'))"))
+    assert {f"gallery/{name}.html" for name in (*ENTRIES, "report", "reports")} <= links
+    page.locator("iframe.live").scroll_into_view_if_needed()
+    live = page.frame_locator("iframe.live")
+    live.locator("html[data-ready=yes]").wait_for(state="attached", timeout=20_000)
+    loss = live.locator("#loss").get_attribute("data-value")
+    target = live.locator("input[aria-label='target [0]']")
+    target.fill(str((int(target.input_value()) + 1) % 10))
+    target.press("Tab")
+    assert live.locator("#loss").get_attribute("data-value") != loss
+    assert not opened.fetched()
+    assert not opened.complaints
+
+
+def test_reports_of_the_gallery_have_their_evidence(site: Path) -> None:
+    """What docs/assets keeps of the digits network belongs to the checkpoint of the zoo, so that nothing is computed."""
+    kept = json.loads((ROOT / "docs/assets/digits_page.json").read_text())
+    assert kept["asked"]["format"] == FORMAT
+    assert kept["asked"]["checkpoint"] == file_hash(ROOT / "zoo/digits-cnn-stdb/finetuned.safetensors")
+    assert "Spikes of digits-cnn-stdb while test image" in (site / "gallery/report.html").read_text()
 
 
 def text_of(page: Path) -> str:

@@ -43,7 +43,8 @@ class LayerBudget:
         axons: pairs of (a neuron that sends to this layer, a core of this layer that it reaches).
         axons_per_core: the most that end in one core.
         bytes: memory, as assumed.
-        cores: that hold the layer, which shares them with no other (on a chip of one core: that core).
+        cores: that hold the layer, which shares them with no other (on a chip of one core: that core); 0, as of axons, where the
+            target has none.
         spike_bits: that say what a neuron sends in a step: 1, or those of a payload and its sign; 0 of the output.
         bound: what fills the cores: "memory", "neurons", "axons" for output, or "" where one core is enough.
     """
@@ -237,9 +238,9 @@ def _axons_out(sender: AnyPopulation, readers: Sequence[AnyPopulation], edges: M
 
 
 def _layer(population: AnyPopulation, fan_out: int, memory: np.ndarray, edges: list[Edge], chip: Target) -> LayerBudget:
-    joined = [_joins(c) for c in population.connections]
+    joined, has_cores = [_joins(c) for c in population.connections], any((chip.cores, chip.neurons_per_core, chip.bytes_per_core))
     fan_in = np.sum([joins.per_target() for joins in joined], axis=0)
-    ends = [sum(joins.sources(*edge) for joins in joined) for edge in edges]
+    ends = [sum(joins.sources(*edge) for joins in joined) for edge in edges] if has_cores else [0]
     bound = "neurons" if max(b - a for a, b in edges) == chip.neurons_per_core else "memory"
     if chip.axons_out is not None and len(edges) > len(list(_cores(memory, chip))):
         bound = "axons"
@@ -252,7 +253,7 @@ def _layer(population: AnyPopulation, fan_out: int, memory: np.ndarray, edges: l
         axons=sum(ends),
         axons_per_core=max(ends),
         bytes=int(memory.sum()),
-        cores=len(edges),
+        cores=len(edges) if has_cores else 0,
         spike_bits=0 if population.theta is None else population.spike_bits,
         bound=bound if len(edges) > 1 else "",
     )

@@ -1,18 +1,13 @@
-"""The inner loops of the reference simulator: spikes through a connection, and one step of a layer of neurons.
+"""The inner loops of the reference simulator: spikes through a connection of synapses.py, and one step of a layer of neurons.
 
-A connection is kept by source: for each, runs of neighbouring targets, whose weights lie in a pool. A convolution gives all
-places of a channel the same weights, so a pool is hardly larger than the kernel and stays in the cache; with channels last
-in the targets' order, runs are long enough for vector instructions. Sources that do not fire cost nothing. Numba compiles
-the loops; without it scipy and numpy give the same results to the bit, since every sum has the order of a row of the matrix.
+Numba compiles the loops; without it numpy gives the same results to the bit.
 """
 
 from __future__ import annotations
 
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
-from scipy import sparse
 
 from spikeprop_hardware.integer import DECAY_UNITY
 
@@ -21,129 +16,73 @@ try:
 except ImportError:
     njit = None
 NUMBA = njit is not None
-BLOCK = 512  # neurons whose numbers stay in the fastest cache
+POWERS = np.array([1 << n for n in range(31)], np.int32)
+BLOCK = 2048  # neurons whose numbers stay in the fastest cache
 
 
 def _jit(function: Any) -> Any:
     return function if njit is None else njit(cache=True, nogil=True)(function)
 
 
-class Synapses:
-    """A connection's matrix, prepared: ``deliver(values, out)`` sets out = values @ matrix.T.
-
-    Args:
-        matrix: CSR, rows and columns in C-order of the two layers.
-        row_order, column_order: C-order index by position in each layer's own order.
-        dtype: of the sums, and of the weights.
-        in_c_order: sum in C-order of the sources rather than in that of their layer (floating point: the order matters).
-    """
-
-    def __init__(self, matrix: sparse.csr_matrix, row_order: np.ndarray, column_order: np.ndarray, dtype: Any, in_c_order: bool):
-        self.dtype, self.in_c_order = np.dtype(dtype), in_c_order
-        if NUMBA:
-            self.at, self.runs, self.pool = _columns(matrix.astype(self.dtype), row_order, column_order, in_c_order)
-            if _fits(self.pool, np.int8):  # half of what the cache must hold, or a quarter
-                self.pool = self.pool.astype(np.int8)
-        else:
-            self.matrix = matrix.astype(self.dtype)[row_order][:, column_order]
-
-    def deliver(self, values: np.ndarray, out: np.ndarray) -> None:
-        """values (B, sources) of any kind of number -> out (B, targets)."""
-        if self.quick(values.dtype):
-            _deliver_bytes(values, *self.runs, self.pool, out)
-        elif NUMBA:
-            _deliver(values, self.at, *self.runs, self.pool, out)
-        else:
-            out[...] = (self.matrix @ values.T.astype(self.dtype)).T
-
-    def quick(self, kind: Any) -> bool:
-        """Whether messages of a type are bytes, for which the quick loops are."""
-        return NUMBA and not self.in_c_order and kind in (np.uint8, np.int8)
-
-
-def _columns(
-    matrix: sparse.csr_matrix, row_order: np.ndarray, column_order: np.ndarray, in_c_order: bool
-) -> tuple[np.ndarray, tuple[np.ndarray, ...], np.ndarray]:
-    """Position of each source in its layer; (first run of each source, and of each run target, offset, length); pool."""
-    columns = matrix.tocsc()
-    columns.indices = _inverse(row_order)[columns.indices]
-    columns.has_sorted_indices = False
-    columns.sort_indices()
-    at = _inverse(column_order) if in_c_order else np.arange(len(column_order), dtype=np.int32)
-    if not in_c_order:
-        columns = columns[:, column_order]
-    rows, ends = columns.indices, columns.indptr.astype(np.int64)
-    begins = np.ones(len(rows), dtype=bool)
-    begins[1:] = rows[1:] != rows[:-1] + 1
-    begins[ends[:-1][ends[:-1] < ends[1:]]] = True
-    starts = np.flatnonzero(begins)
-    lengths = np.diff(np.append(starts, len(rows))).astype(np.int32)
-    first = np.searchsorted(starts, ends)
-    bases, pool = _shared(columns.data, ends)
-    source = np.searchsorted(ends, starts, side="right") - 1
-    return at, (first, rows[starts].astype(np.int32), bases[source] + starts - ends[source], lengths), pool
-
-
-def _shared(data: np.ndarray, ends: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Where each column's values lie in a pool that holds equal columns once, and the pool."""
-    found: dict[bytes, int] = {}
-    bases, pieces, size = np.zeros(len(ends) - 1, dtype=np.int64), [data[:0]], 0
-    for j, (start, end) in enumerate(pairwise(ends)):
-        piece = data[start:end]
-        key = piece.tobytes()
-        if key not in found:
-            found[key] = size
-            pieces.append(piece)
-            size += len(piece)
-        bases[j] = found[key]
-    return bases, np.concatenate(pieces)
-
-
-def _inverse(order: np.ndarray) -> np.ndarray:
-    inverse = np.empty(len(order), dtype=np.int32)
-    inverse[order] = np.arange(len(order), dtype=np.int32)
-    return inverse
-
-
-def _fits(numbers: np.ndarray, dtype: Any) -> bool:
-    limits = np.iinfo(dtype)
-    whole = numbers.dtype.kind == "i"
-    return whole and (not len(numbers) or (limits.min <= numbers.min() and numbers.max() <= limits.max))
-
-
 @_jit
-def _deliver_bytes(values, first, to, offset, length, pool, out):
-    """``_deliver`` of ones (unsigned), or of small numbers."""
+def deliver_bytes(values, runs, pool, groups, out):
+    """``deliver`` of ones (unsigned), or of small numbers."""
+    room = _room(values[0], runs)
     for b in range(values.shape[0]):
-        _gather(values[b], first, to, offset, length, pool, out[b])
+        _gather(values[b], runs, pool, groups, room, out[b])
 
 
 @_jit
-def _lowest_byte(word):
-    """By how many bits the lowest byte that is not 0 of a number of eight is shifted, without a branch."""
-    at = np.uint64(32) * np.uint64((word & np.uint64(0xFFFFFFFF)) == 0)
-    at += np.uint64(16) * np.uint64(((word >> at) & np.uint64(0xFFFF)) == 0)
-    return at + np.uint64(8) * np.uint64(((word >> at) & np.uint64(0xFF)) == 0)
+def _room(sent, runs):
+    """For ``_gather``: numbers of words, and of senders; sums of groups."""
+    return np.empty(len(sent) // 8 + 1, np.uint32), np.empty(len(sent) + 1, np.uint32), np.empty(len(runs[0]) - 1, sent.dtype)
 
 
 @_jit
-def _gather(sent, first, to, offset, length, pool, row):
-    """The sums of one sample. Eight bytes are looked at as one number, whose lowest byte that is not 0 is found without a branch:
-    spikes are rare, and a wrong guess of the processor costs as much as many sums. With unsigned counters no index needs a test
-    for being negative. Adding four sources that share their targets at once was tried, and is slower: LLVM widens their sum."""
-    sources, eight, byte = np.uint64(sent.shape[0]), np.uint64(8), np.uint64(255)
+def _gather(sent, runs, pool, groups, room, row):
+    """The sums of one sample in one step; ``groups`` says which sources send to the same targets with the same weights: what they
+    send is summed first. Adding four sources that share their targets at once was tried, and is slower: LLVM widens their sum."""
+    words, found, merged = room
     row[:] = 0
-    words = sent[: sources // eight * eight].view(np.uint64)
-    for i in range(np.uint64(len(words))):
-        left = words[i]
-        while left:
-            at = _lowest_byte(left)
-            left &= ~(byte << at)
-            j = i * eight + at // eight
-            _add_source(sent[j], first[j], first[j + np.uint64(1)], to, offset, length, pool, row)
-    for j in range(np.uint64(len(words)) * eight, sources):
-        if sent[j] != 0:
-            _add_source(sent[j], first[j], first[j + np.uint64(1)], to, offset, length, pool, row)
+    start, to, length = groups
+    if len(start):
+        merged[:] = 0
+        for r in range(len(start)):
+            source, group = np.uint64(start[r]), np.uint64(to[r])
+            for k in range(np.uint64(length[r])):
+                merged[group + k] += sent[source + k]
+        _add_all(merged, words, found, runs, pool, row)
+    else:
+        _add_all(sent, words, found, runs, pool, row)
+
+
+@_jit
+def _add_all(sent, words, found, runs, pool, row):
+    first, to, offset, length = runs
+    for k in range(_listed(sent, words, found)):
+        j = np.uint64(found[k])
+        _add_source(sent[j], first[j], first[j + np.uint64(1)], to, offset, length, pool, row)
+
+
+@_jit
+def _listed(sent, words, found):
+    """Who sends, in ``found``; returns how many. Eight bytes are looked at as one number, and nothing branches on what is sent:
+    spikes are rare, and a wrong guess of the processor costs as much as many sums."""
+    count, some = np.uint64(0), np.uint64(0)
+    eight, size = np.uint64(8), np.uint64(len(sent))
+    numbers = sent[: size // eight * eight].view(np.uint64)
+    for i in range(np.uint64(len(numbers))):
+        words[some] = i
+        some += np.uint64(numbers[i] != 0)
+    for k in range(some):
+        start = np.uint64(words[k]) * eight
+        for j in range(start, start + eight):
+            found[count] = j
+            count += np.uint64(sent[j] != 0)
+    for j in range(size // eight * eight, size):
+        found[count] = j
+        count += np.uint64(sent[j] != 0)
+    return count
 
 
 @_jit
@@ -162,7 +101,9 @@ def _add_source(x, start, end, to, offset, length, pool, row):
 
 
 @_jit
-def _deliver(values, at, first, to, offset, length, pool, out):
+def deliver(values, at, runs, pool, out):
+    """out (B, targets) of values (B, sources) of any kind of number, in the order ``at`` of the sources."""
+    first, to, offset, length = runs
     for b in range(values.shape[0]):
         out[b, :] = 0
         for j in range(at.shape[0]):
@@ -300,32 +241,30 @@ def _pool(counts, v, spikes, first, places):
 
 @_jit
 def _send_graded(v, spikes, unit, levels, rectify, sent):
+    up, down = np.empty(BLOCK, np.int32), np.empty(BLOCK, np.int32)
     for b in range(v.shape[0]):
-        _send_row(v[b], spikes[b], unit, levels, rectify, sent[b])
+        for start in range(0, v.shape[1], BLOCK):
+            some = slice(start, min(start + BLOCK, v.shape[1]))
+            _send_block(v[b, some], spikes[b, some], unit[some], levels, rectify, sent[b, some], up, down)
 
 
 @_jit
-def _send_row(v, spikes, unit, levels, rectify, sent):
-    """Level by level over a block of neurons, without branches: many at once."""
-    up, down = np.zeros(BLOCK, np.int32), np.zeros(BLOCK, np.int32)
-    for start in range(0, v.shape[0], BLOCK):
-        size = min(BLOCK, v.shape[0] - start)
-        u, one, before = v[start : start + size], unit[start : start + size], sent[start : start + size]
-        up[:] = 0
-        down[:] = 0
-        for level in range(levels - 1, -1, -1):
-            by = np.int32(1 << level)
-            for i in range(size):
-                more, less = np.int32(up[i] + by), np.int32(down[i] + by)
-                most = before[i] if rectify else np.int32(1 << levels)
-                up[i] = more if u[i] > more * one[i] else up[i]
-                down[i] = less if (u[i] < (1 - less) * one[i]) & (less <= most) else down[i]
-        out = spikes[start : start + size]
-        for i in range(size):
-            k = np.int32(up[i] - down[i])
-            out[i] = k
-            before[i] += k
-            u[i] -= k * one[i]
+def _send_block(u, out, one, levels, rectify, before, up, down):
+    """Level by level over at most BLOCK neurons, without branches: many at once."""
+    up[:] = 0
+    down[:] = 0
+    for level in range(levels - 1, -1, -1):
+        by = np.int32(1 << level)
+        for i in range(len(u)):
+            more, less = np.int32(up[i] + by), np.int32(down[i] + by)
+            most = before[i] if rectify else np.int32(1 << levels)
+            up[i] = more if u[i] > more * one[i] else up[i]
+            down[i] = less if (u[i] < (1 - less) * one[i]) & (less <= most) else down[i]
+    for i in range(len(u)):
+        k = np.int32(up[i] - down[i])
+        out[i] = k
+        before[i] += k
+        u[i] -= k * one[i]
 
 
 @_jit
@@ -425,18 +364,18 @@ def _fire_fixed(sums, exponent, align, limit, v, spikes, bias, theta, decay, lea
 @_jit
 def _fire_row(sums, exponent, align, limit, v, spikes, bias, theta, decay, leaky, to_zero):
     low, mask = np.int32(limit - 1), np.int32(2 * limit - 1)
-    left, right = max(exponent + 1, 0), max(-exponent - 1, 0)  # the doubling is a shift, too
+    right = min(max(-exponent - 1, 0), 31)  # of 31 bits on nothing but the sign is left
+    factor = POWERS[min(max(exponent + 1, 0) + align, 30)]  # the doubling, and shifts to the left; of 2^24 on all is wrapped away
     clipped = np.int32(0)
     if leaky:
         for i in range(v.shape[0]):
             old = np.int64(v[i]) * (DECAY_UNITY - decay[i])
             v[i] = (old if old >= 0 else old + (DECAY_UNITY - 1)) >> 12
-    for i in range(v.shape[0]):  # in 32 bits throughout: eight at once
-        current = np.int32(np.int32(np.int32(sums[i]) << left) >> right)
-        u = np.int32(np.int32(np.int32(np.int32(current << align) + low) & mask) - low)
+    for i in range(v.shape[0]):  # behind the shift in 32 bits: sixteen at once
+        u = np.int32(np.int32(np.int32(np.int32((sums[i] >> right) * factor) + low) & mask) - low)
         free = np.int32(np.int32(v[i] + u) + bias[i])
         u = min(max(free, np.int32(-low)), low)
-        clipped += np.int32(u != free)
+        clipped = np.int32(clipped + np.int32(u != free))
         fired = u > theta[i]
         spikes[i] = fired
         rest = np.int32(0) if to_zero else np.int32(u - theta[i])
@@ -445,13 +384,24 @@ def _fire_row(sums, exponent, align, limit, v, spikes, bias, theta, decay, leaky
 
 
 @_jit
-def run_layer(sent, synapses, sums, constant, numbers, v, spikes, neurons, graded, unit, taken):
+def _count(sent):
+    count = np.int32(0)
+    for i in range(len(sent)):
+        count = np.int32(count + np.int32(sent[i] != 0))
+    return count
+
+
+@_jit
+def run_layer(sent, runs, pool, groups, sums, constant, numbers, v, spikes, neurons, graded, unit, taken):
     """All steps of a layer of integer neurons with one connection: a sample's state stays in the cache, and Python waits once.
+
+    What arrives is summed for as many steps as ``sums`` has rows; then some neurons at a time pass through these steps, so that
+    their numbers are read once.
 
     Args:
         sent: (T, B, sources), what arrives; unused where ``constant``.
-        synapses: of ``Synapses``: (first, to, offset, length, pool).
-        sums: (B, N) what arrives in every step where ``constant``; else (1, N), room.
+        runs, pool, groups: of ``Synapses``.
+        sums: (B, N) what arrives in every step where ``constant``; else (some steps, N or more), room.
         numbers: (exponent, align, limit, leaky, to_zero, levels, rectify).
         v: (B, N) potentials, changed.
         spikes: (T, B, N), written.
@@ -461,21 +411,27 @@ def run_layer(sent, synapses, sums, constant, numbers, v, spikes, neurons, grade
     Returns:
         potentials that stopped at the limits, and spikes.
     """
-    first, to, offset, length, pool = synapses
     exponent, align, limit, leaky, to_zero, levels, rectify = numbers
     bias, theta, decay = neurons
+    steps, chunk = spikes.shape[0], spikes.shape[0] if constant else sums.shape[0]
+    up, down, room = np.empty(BLOCK, np.int32), np.empty(BLOCK, np.int32), _room(sent[0, 0], runs)
     clipped, count = 0, 0
     for b in range(v.shape[0]):
-        for t in range(spikes.shape[0]):
-            row = sums[b] if constant else sums[0]
-            if not constant:
-                _gather(sent[t, b], first, to, offset, length, pool, row)
-            out = spikes[t, b]
-            clipped += _fire_row(row, exponent, align, limit, v[b], out, bias, theta, decay, leaky, to_zero)
-            if graded:
-                _send_row(v[b], out, unit, levels, rectify, taken[b])
-            for i in range(out.shape[0]):
-                count += out[i] != 0
+        for begin in range(0, steps, chunk):
+            end = min(begin + chunk, steps)
+            for t in range(begin, begin if constant else end):
+                _gather(sent[t, b], runs, pool, groups, room, sums[t - begin])
+            for start in range(0, v.shape[1], BLOCK):
+                some = slice(start, min(start + BLOCK, v.shape[1]))
+                potentials, biases, thetas, decays = v[b, some], bias[some], theta[some], decay[some]
+                for t in range(begin, end):
+                    row, out = sums[b if constant else t - begin, some], spikes[t, b, some]
+                    clipped += _fire_row(
+                        row, exponent, align, limit, potentials, out, biases, thetas, decays, leaky, to_zero
+                    )  # fmt: skip
+                    if graded:
+                        _send_block(potentials, out, unit[some], levels, rectify, taken[b, some], up, down)
+                    count += _count(out)
     return clipped, count
 
 

@@ -24,7 +24,6 @@ from spikeprop_hardware.errors import HardwareError
 from spikeprop_hardware.integer import IntegerConnection, IntegerNetwork, IntegerPopulation
 from spikeprop_hardware.kernels import (
     NUMBA,
-    Synapses,
     adapt_fixed,
     adapt_float,
     add_channels,
@@ -39,10 +38,12 @@ from spikeprop_hardware.kernels import (
 )
 from spikeprop_hardware.network import ChipNetwork, Connection, Population
 from spikeprop_hardware.recording import SimulationResult
+from spikeprop_hardware.synapses import Synapses, aligned
 
 CACHE = 2**17  # neurons of one layer in all samples that advance together: their state stays in the cache
 BATCH = 512  # samples that advance together at most
 TRAINS = 2**24  # spikes that are kept at once where one layer after the other runs through all steps
+ROOM = 2**17  # sums of one sample, of some steps, before its neurons take them
 INT16 = 2**15 - 1
 Payloads = dict[str, tuple[int, bool]]  # by source, the largest number that it sends, and whether it has a sign
 Values = dict[tuple[str, int], np.ndarray]  # what a source sent, by its name and how many steps before
@@ -235,7 +236,7 @@ class _Neurons:
         self.sources = [((c.source, c.lag), payloads[c.source][0] == 0 and not c.lag) for c in population.connections]
         self.fixed = isinstance(population, IntegerPopulation)
         self.synapses = [
-            Synapses(c.matrix, order, orders[c.source], _dtype(c, *payloads[c.source]), not self.fixed)
+            Synapses(c.matrix, order, orders[c.source], _dtype(c, *payloads[c.source]), not self.fixed, *payloads[c.source])
             for c in population.connections
         ]
         self.exponents = [
@@ -314,17 +315,17 @@ class _Neurons:
     def run(self, trains: dict[str, np.ndarray], given: list[tuple[np.ndarray, bool]], state: _State, train: np.ndarray) -> int:
         """All steps; writes the spikes (T, B, neurons), and returns how many there are."""
         (synapses,), sent = self.synapses, trains.get(self.sources[0][0][0])
-        sums = state.sums[0] if sent is None else np.empty((1, self.size), synapses.dtype)
+        constant = sent is None
         if sent is None:
+            sums, sent = state.sums[0], np.zeros((1, 1, 1), np.uint8)
             synapses.deliver(given[0][0], sums)
-            sent = np.zeros((1, 1, 1), np.uint8)
-            constant = True
         else:
-            constant = False
+            steps = max(1, min(len(train), ROOM // self.size))
+            sums = aligned((steps, self.size), synapses.dtype)
         numbers = (self.exponents[0], self.align, self.limit, self.leaky, self.to_zero, self.levels, self.rectify)
         taken = np.zeros((1, 1), np.int32) if state.sent is None else state.sent
         clipped, count = run_layer(
-            sent, (*synapses.runs, synapses.pool), sums, constant, numbers, state.v, train,
+            sent, synapses.runs, synapses.pool, synapses.groups, sums, constant, numbers, state.v, train,
             tuple(self.parameters), state.sent is not None, self.theta, taken,
         )  # fmt: skip
         state.clipped += clipped

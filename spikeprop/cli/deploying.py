@@ -88,7 +88,7 @@ def export(
 @click.option("--samples", type=click.IntRange(min=1), default=20, show_default=True)
 @click.option("--backend", type=click.Choice(["lava", "reference", "vendor"]),
               help="Lava's CPU simulation (default; needs Python 3.10), or the fast simulator that equals it (default with "
-              "--target); vendor: our model of the chip beside the simulator of its maker.")  # fmt: skip
+              "--target); vendor: our model of the chip beside its vendor's simulator.")  # fmt: skip
 @click.option("--precision", type=click.Choice(["float", "fixed"]), default="float", show_default=True,
               help="fixed: in the integers of Loihi 2.")  # fmt: skip
 @TARGET
@@ -163,7 +163,7 @@ def budget(
     and targets/energy.py where the energies come from.
     """
     from spikeprop.deploy import chip_budget, encoded
-    from spikeprop.evaluate.report import CHIP_COLUMNS, chip_rows, energy_rows
+    from spikeprop.evaluate.report import chip_layers, chip_rows, energy_rows
     from spikeprop.experiment.simulation_input import open_simulation_input
     from spikeprop.runtime.seeding import seed_torch
 
@@ -180,7 +180,7 @@ def budget(
         synops = sum(layer["synops"] for layer in chip["activity"])
         rows.append(("SynOps a sample", f"{synops:,.0f} (mean of {len(inputs)}; T = {inputs.shape[1]})"))
     table(str(source), rows)
-    columns(tuple(CHIP_COLUMNS.values()), [tuple(layer[key] for key in CHIP_COLUMNS) for layer in chip["layers"]])
+    columns(*chip_layers(chip["layers"]))
     if inputs is not None:
         kinds = ("spikes", "payload_bits", "events", "synops")
         active = [(layer["name"], *(round(layer[kind]) for kind in kinds)) for layer in chip["activity"]]

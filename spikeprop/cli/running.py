@@ -214,16 +214,14 @@ def _fits(recipe: str, experiment: Any, target: str) -> bool:
     """Whether a recipe's network fits a chip; written with all that stands in the way."""
     from dataclasses import asdict
 
-    from spikeprop.evaluate.report import CHIP_COLUMNS
+    from spikeprop.evaluate.report import chip_layers
 
     if not hasattr(experiment, "outline"):
         raise click.ClickException(f"{recipe} is an experiment without a network for a chip ({type(experiment).__name__})")
     found = experiment.outline().fits(target)
     write(str(found))
     if found.budget is not None:
-        columns(
-            tuple(CHIP_COLUMNS.values()), [tuple(getattr(layer, key) for key in CHIP_COLUMNS) for layer in found.budget.layers]
-        )
+        columns(*chip_layers([asdict(layer) for layer in found.budget.layers]))
     result(
         fits=[{"recipe": recipe, "target": found.target, "fits": bool(found), "findings": [asdict(f) for f in found.findings]}]
     )

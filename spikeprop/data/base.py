@@ -228,11 +228,13 @@ def augment(x: Tensor, crop: int, flip: bool | Tensor, rng: torch.Generator, pad
     """Random crop after padding by ``crop`` pixels, and horizontal flip, of a random half or of those (B,); x is (B, C, H, W)."""
     batch, _, height, width = x.shape
     if crop:
-        padded = F.pad(x, (crop, crop, crop, crop)) if padding == "zero" else _reflected(x, crop)
-        top = torch.randint(0, 2 * crop + 1, (batch, 1), generator=rng)
-        left = torch.randint(0, 2 * crop + 1, (batch, 1), generator=rng)
-        rows, columns = top + torch.arange(height), left + torch.arange(width)
-        picked = padded[torch.arange(batch)[:, None, None], :, rows[:, :, None], columns[:, None, :]]
+        x = x if padding == "reflect" else F.pad(x, (crop, crop, crop, crop))
+        rows, columns = (
+            torch.randint(0, 2 * crop + 1, (batch, 1), generator=rng) + torch.arange(size) for size in (height, width)
+        )
+        if padding == "reflect":
+            rows, columns = (_mirrored(at - crop, size) for at, size in zip((rows, columns), (height, width)))
+        picked = x[torch.arange(batch)[:, None, None], :, rows[:, :, None], columns[:, None, :]]
         x = picked.permute(0, 3, 1, 2).contiguous()
     if flip is not False:
         flipped = torch.rand(batch, generator=rng) < 0.5 if flip is True else flip
@@ -240,11 +242,9 @@ def augment(x: Tensor, crop: int, flip: bool | Tensor, rng: torch.Generator, pad
     return x
 
 
-def _reflected(x: Tensor, by: int) -> Tensor:
-    """``x`` with its own pixels, mirrored at the outermost ones, around it; torch's padding cannot reflect bytes."""
-    rows, columns = (torch.arange(-by, size + by).abs() for size in x.shape[2:])
-    rows, columns = ((size - 1) - ((size - 1) - at).abs() for size, at in zip(x.shape[2:], (rows, columns)))
-    return x[:, :, rows[:, None], columns]
+def _mirrored(at: Tensor, size: int) -> Tensor:
+    """Positions within 0 to size - 1, those outside mirrored at the outermost pixels."""
+    return (size - 1) - ((size - 1) - at.abs()).abs()
 
 
 def cut_out(x: Tensor, side: int, rng: torch.Generator) -> Tensor:

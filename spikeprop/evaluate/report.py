@@ -15,8 +15,8 @@ _AMOUNTS = ("neurons", "synapses", "fan_in", "fan_out", "spike_bits", "axons", "
 TRAFFIC = "memory, 32-bit words, 45 nm"  # names of models in every table
 ON_CHIP = "chip estimate, first Loihi"
 LABELS = {"converted": "converted", "finetuned": "fine-tuned", "trained": "trained"}  # networks in a report
-# Columns of a table of the chip's layers: key and head.
 TITLES = {"loihi2": "Loihi 2", "loihi1": "Loihi", "speck": "Speck", "xylo": "Xylo", "generic": "generic integers"}
+# Columns of a table of the chip's layers: key and head.
 CHIP_COLUMNS = {"name": "layer", **{key: key.replace("_", " ") for key in _AMOUNTS}, "bound": "limited by"}
 
 
@@ -215,6 +215,12 @@ def chip_rows(chip: dict[str, Any]) -> list[tuple[str, str]]:
     return rows + [(kinds[f["stops"]], _finding_text(f)) for f in chip.get("findings", ())]
 
 
+def chip_layers(layers: Sequence[Mapping[str, Any]]) -> tuple[tuple[str, ...], list[tuple[Any, ...]]]:
+    """Heads and rows of what a chip's layers take; without what is nothing for all of them, as the cores of generic integers."""
+    kept = [key for key in CHIP_COLUMNS if any(layer.get("cores" if key == "bound" else key) for layer in layers)]
+    return tuple(CHIP_COLUMNS[key] for key in kept), [tuple(layer.get(key) for key in kept) for layer in layers]
+
+
 def chip_name(chip: Mapping[str, Any]) -> str:
     """A chip's name for readers."""
     target: str = chip.get("target", "loihi2")
@@ -223,10 +229,9 @@ def chip_name(chip: Mapping[str, Any]) -> str:
 
 def chip_size(chip: Mapping[str, Any]) -> tuple[str, str]:
     """Cores and chips, "" of generic integers, which have none; and what was assumed."""
-    target: str = chip.get("target", "loihi2")
-    if target.startswith("generic"):
+    if chip["layers"] and not chip["cores"]:
         return "", "integers alone, without cores"
-    how = "a core for each layer" if target == "speck" else "each synapse with a weight of its own"
+    how = "a core for each layer" if chip.get("target") == "speck" else "each synapse with a weight of its own"
     return f"{_count(chip['cores'], 'core')}, {_count(chip['chips'], 'chip')}", how
 
 

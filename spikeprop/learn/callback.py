@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -125,10 +126,11 @@ class MetricsLog(Callback):
     Args:
         path: of the file.
         stage: its name in each line.
+        measure: further metrics of the epoch that has ended, such as an accuracy on other images; they join the epoch's own.
     """
 
-    def __init__(self, path: Path, stage: str):
-        self.path, self.stage = path, stage
+    def __init__(self, path: Path, stage: str, measure: Callable[[TrainingState], dict[str, Any]] | None = None):
+        self.path, self.stage, self.measure = path, stage, measure
 
     def on_start(self, training: TrainingState) -> None:
         lines = self.path.read_text(encoding="utf-8", errors="replace").splitlines() if self.path.exists() else []
@@ -143,6 +145,7 @@ class MetricsLog(Callback):
             return True
 
     def on_epoch(self, training: TrainingState, metrics: dict[str, Any]) -> None:
+        metrics |= self.measure(training) if self.measure is not None else {}
         append_line(self.path, json.dumps({"stage": self.stage, **metrics}))
 
 

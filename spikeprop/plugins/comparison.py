@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -40,37 +40,58 @@ MEASURED = {  # what rules that iterate tell of an epoch, beside the loss
 
 
 @dataclass(frozen=True, kw_only=True)
-class RuleComparison:
-    """Compare learning rules on one network.
+class NetworkTraining:
+    """How a network of an experiment is trained.
 
     Attributes:
-        seeds: seeds of weights and order of examples; arms with the same seed are paired.
-        data, ann, optimizer, schedule: components shared by all arms.
-        arms: learning rule of each arm, by name.
-        baseline: the arm that the other arms are compared with.
+        data, ann, optimizer, schedule: components.
         epochs, batch_size, lr, weight_decay: settings of the training.
-        rates: learning rate of an arm, by name, where it is not ``lr``.
         device: "auto", "cpu" or "cuda".
     """
 
-    seeds: list[int]
     data: Component[LabelledData]
     ann: Component[nn.Module]
-    arms: dict[str, Component[LearningRule]]
-    baseline: str
     optimizer: Component[Optimizer]
     schedule: Component[Schedule]
     epochs: int
     batch_size: int = 64
     lr: float = 1e-2
     weight_decay: float = 0.0
-    rates: dict[str, float] = field(default_factory=dict)
     device: str = "auto"
 
     def __post_init__(self) -> None:
-        check_arms(self)
         check_optimizer(self.optimizer)
         positive(self, "epochs", "batch_size", "lr")
+
+    def smoke(self) -> Self:
+        """The same experiment with few examples and one epoch."""
+        data = self.data.replace(train_limit=SMOKE_EXAMPLES, test_limit=SMOKE_EXAMPLES)
+        return dataclasses.replace(self, data=data, epochs=1, batch_size=16)
+
+    def build_optimizer(self, parameters: Any, lr: float | None = None) -> Optimizer:
+        """The optimiser with the training's weight decay, and its rate where no other is given."""
+        return self.optimizer.build(list(parameters), lr=self.lr if lr is None else lr, weight_decay=self.weight_decay)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RuleComparison(NetworkTraining):
+    """Compare learning rules on one network; all arms share the settings of the training.
+
+    Attributes:
+        seeds: seeds of weights and order of examples; arms with the same seed are paired.
+        arms: learning rule of each arm, by name.
+        baseline: the arm that the other arms are compared with.
+        rates: learning rate of an arm, by name, where it is not ``lr``.
+    """
+
+    seeds: list[int]
+    arms: dict[str, Component[LearningRule]]
+    baseline: str
+    rates: dict[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_arms(self)
         for name, rate in self.rates.items():
             if name not in self.rules():
                 raise ValueError(f"rates: {name!r} is not an arm; arms: {', '.join(self.rules())}")
@@ -99,15 +120,14 @@ class RuleComparison:
         for arm in self.arms.values():
             rule = arm.build()
             rule.prepare(ann, x)
-            self._optimizer(self.baseline, rule, ann)
+            self.build_optimizer(rule.param_groups(ann))
         self.schedule.build()
         if here:
             find_device(self.device)
 
-    def smoke(self) -> RuleComparison:
+    def smoke(self) -> Self:
         """The same experiment with few examples, one epoch and two seeds."""
-        data = self.data.replace(train_limit=SMOKE_EXAMPLES, test_limit=SMOKE_EXAMPLES)
-        return dataclasses.replace(self, data=data, epochs=1, batch_size=16, seeds=self.seeds[:2])
+        return dataclasses.replace(super().smoke(), seeds=self.seeds[:2])
 
     def run(self, context: Context) -> Report:
         """Run every arm and seed; finished ones are read from the folder."""
@@ -148,7 +168,7 @@ class RuleComparison:
                 model,
                 rule,
                 batches,
-                self._optimizer(name, rule, model),
+                self.build_optimizer(rule.param_groups(model), self.rates.get(name)),
                 epochs=self.epochs,
                 schedule=self.schedule.build(),
                 seed=seed,
@@ -188,10 +208,6 @@ class RuleComparison:
     def tested(self, name: str, model: nn.Module, data: LabelledData, device: torch.device) -> dict[str, Any]:
         """Figures of a trained network, with its "accuracy" in percent."""
         return accuracy_and_loss(model, ((x.to(device), y.to(device)) for x, y in data.test(500).epoch(0)))
-
-    def _optimizer(self, name: str, rule: LearningRule, model: nn.Module) -> Optimizer:
-        rate = self.rates.get(name, self.lr)
-        return self.optimizer.build(rule.param_groups(model), lr=rate, weight_decay=self.weight_decay)
 
 
 @torch.no_grad()

@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from spikeprop.evaluate.report import (
-    CHIP_COLUMNS,
     accuracy_text,
+    chip_layers,
     chip_name,
     chip_size,
     energies,
@@ -221,8 +221,7 @@ def _chip(run: RunRecord, found: Evidence, name: str) -> Markup:
         notes = [note("Cannot be placed: ", problem) for problem in chip["problems"]]
     else:
         notes = [note(f"{f['layer'] or 'network'}: {f['what']}; {f['why']}: {f['change']}.") for f in chip.get("findings", ())]
-    heads, rows = list(CHIP_COLUMNS.values()), [[layer.get(key) for key in CHIP_COLUMNS] for layer in chip["layers"]]
-    placed = table(f"Place on {chip_name(chip)}, by layer", heads, rows, id=f"{name}-chip")
+    placed = table(f"Place on {chip_name(chip)}, by layer", *chip_layers(chip["layers"]), id=f"{name}-chip")
     curve = [[format_text(f["bits"]), accuracy_text(f)] for f in (run.report or {})["simulate"].get("bits", ())]
     formats = (
         [table("Accuracy in integers, by weight format", ["weights", "accuracy"], curve, id=f"{name}-bits")] if curve else []

@@ -11,8 +11,10 @@ from torch import nn
 
 from spikeprop.data import Digits
 from spikeprop.errors import RecipeError
+from spikeprop.evaluate import ann_accuracy
 from spikeprop.experiment.stages import finetuning, training
-from spikeprop.learn import CrossEntropy
+from spikeprop.experiment.stages.validation import BATCH, Validation
+from spikeprop.learn import CrossEntropy, TrainingState
 from spikeprop.recipe import load_recipe
 
 
@@ -37,6 +39,29 @@ def test_incomplete_batches_are_left_out_where_the_recipe_says_so() -> None:
     ).experiment
     assert len(training.training_batches(run("float32", []), experiment.train, 0)) == 3
     assert len(training.training_batches(run("float32", []), experiment.finetune, 0)) == 2
+
+
+def test_validation_is_the_accuracy_of_its_images_and_changes_nothing() -> None:
+    data, first, kept = Digits(), nn.Linear(64, 32), nn.Dropout().eval()  # a module that stays in evaluation mode
+    ann = nn.Sequential(nn.Flatten(), first, kept, nn.Linear(32, 10))
+    split, state = data.test(BATCH), TrainingState(ann, torch.optim.SGD(ann.parameters(), 0.1), 1, 1)
+    before, modes = torch.get_rng_state(), [m.training for m in ann.modules()]
+    found = Validation(split, 1437, None, 0)(state)
+    assert torch.equal(before, torch.get_rng_state())
+    assert modes == [m.training for m in ann.modules()]
+    batches = [next(split.epoch(0, number)) for number in (0, 2, 4, 6)]  # 4 of 8, at even distances
+    assert found["validation_images"] == sum(len(y) for _, y in batches) == 200
+    assert found["validation"] == pytest.approx(ann_accuracy(ann, batches))
+    with torch.no_grad():
+        first.weight[0, 0] = torch.nan
+    assert Validation(split, 1437, None, 0)(state) == {}  # the training ends with an error of its own
+    state.correct = None
+    assert Validation(split, 1437, None, 0)(state) == {}
+
+
+@pytest.mark.parametrize(("trained_on", "batches"), [(70, 4), (3000, 6), (10**6, 8)])
+def test_validation_takes_a_tenth_of_an_epoch_within_bounds(trained_on: int, batches: int) -> None:
+    assert len(Validation(Digits().test(BATCH), trained_on, None, 0).numbers) == batches
 
 
 def test_memory_format_is_for_anns() -> None:

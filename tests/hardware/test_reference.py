@@ -6,7 +6,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from spikeprop_hardware import Recording, kernels, quantize, reference, simulate
+from scipy import sparse
+from spikeprop_hardware import Recording, kernels, quantize, reference, simulate, synapses
 from spikeprop_hardware.network import lay_out
 from spikeprop_hardware.recording import SimulationResult, counted_from
 from spikeprop_hardware.reference import Simulator
@@ -97,7 +98,7 @@ def assert_same(a: SimulationResult, b: SimulationResult) -> None:
 
 
 def without_numba(changed: pytest.MonkeyPatch) -> None:
-    for module in (kernels, reference):
+    for module in (synapses, reference):
         changed.setattr(module, "NUMBA", False)
     for name in kernels.NAMES:
         changed.setattr(reference, name, getattr(kernels, f"{name}_numpy"))
@@ -117,6 +118,26 @@ def test_threads_batches_and_missing_numba_change_nothing(monkeypatch: pytest.Mo
                 assert_same(whole, Simulator(made, threads=3).run(inputs, membranes=True))
                 without_numba(changed)
                 assert_same(whole, Simulator(made, threads=1).run(inputs, membranes=True))
+
+
+@pytest.mark.parametrize(
+    ("payload", "signed", "grouped"), [(1, False, True), (60, False, True), (70, False, False), (70, True, False)]
+)
+def test_sources_with_equal_columns_are_added_up_first_unless_a_byte_is_too_small(
+    payload: int, signed: bool, grouped: bool
+) -> None:
+    rng = np.random.default_rng(0)
+    columns = rng.integers(-128, 128, (37, 9)) * (rng.random((37, 9)) < 0.7)
+    order = np.concatenate([np.arange(8), np.arange(8), np.arange(8), [8], np.arange(8)])  # 33 sources, 8 columns four times
+    matrix = sparse.csr_matrix(columns[:, order])
+    rows, sources = rng.permutation(37), rng.permutation(33)
+    made = synapses.Synapses(matrix, rows, sources, np.int32, False, payload, signed)
+    assert bool(len(made.groups[0])) == (grouped and kernels.NUMBA)
+    sent = rng.integers(-payload if signed else 0, payload + 1, (5, 33)).astype(np.int8 if signed else np.uint8)
+    sent[0] = payload  # as much as there can be
+    sums = np.empty((5, 37), np.int32)
+    made.deliver(sent, sums)
+    np.testing.assert_array_equal(sums, sent.astype(np.int64) @ matrix.toarray()[rows][:, sources].T)
 
 
 def test_a_broadcast_input_is_a_constant_one() -> None:

@@ -155,7 +155,11 @@ def test_neurons_resets_leaks_and_counts_of_other_chips() -> None:
     small = with_currents(16, 40, 8, 10)
     assert small.fits("xylo")
     assert network.fits("loihi2")
-    assert network.fits("generic-4")
+    fit = network.fits("generic-4")
+    assert fit
+    assert str(fit).splitlines()[0] == "fits generic-4"
+    assert fit.budget is not None
+    assert {layer.cores for layer in fit.budget.layers} == {fit.budget.cores} == {0}
     assert wrong(network, Loihi2(bytes_per_core=40)) == [("2", "has neurons with 70 synapses, 82 bytes")]
 
 

@@ -57,7 +57,10 @@ def assert_equal(chip: str, pairs: Pairs, make: bool) -> int:
         assert mine.keys() == theirs.keys()
         for name in mine:
             np.testing.assert_array_equal(mine[name], theirs[name], err_msg=f"{chip}: {name}")
-    return sum(int(np.count_nonzero(train)) for mine in ours for train in mine.values())
+    trains = [train for mine in ours for train in mine.values()]
+    spikes = sum(int(np.count_nonzero(train)) for train in trains)
+    print(f"{chip}: {len(pairs)} networks, {sum(train.size for train in trains):,} values equal, {spikes:,} spikes")  # noqa: T201
+    return spikes
 
 
 def on_chips(graph: nir.NIRGraph, counts: np.ndarray) -> dict[str, tuple[Any, np.ndarray]]:
@@ -85,8 +88,9 @@ def in_pytorch(graph: nir.NIRGraph) -> bool:
     return True
 
 
-def assert_round_trip(graph: nir.NIRGraph, inputs: np.ndarray, file: Path) -> None:
-    """PyTorch, the NIR file read again, and our simulator of it: every spike and output."""
+def assert_round_trip(graph: nir.NIRGraph, inputs: np.ndarray, file: Path) -> tuple[int, int]:
+    """PyTorch, the NIR file read again, and our simulator of it: every spike and output. Returns how many values the file's and
+    the simulator's are, and how many PyTorch's, 0 where it cannot express the graph."""
     nir.write(file, graph)
     again = read_nir(file)
     simulated = Simulator(lay_out(graph), threads=1).run(inputs)
@@ -94,24 +98,30 @@ def assert_round_trip(graph: nir.NIRGraph, inputs: np.ndarray, file: Path) -> No
     for name, train in simulated.spikes.items():
         np.testing.assert_array_equal(train, from_file.spikes[name])
     np.testing.assert_array_equal(simulated.output, from_file.output)
+    compared = simulated.output.size + sum(train.size for train in simulated.spikes.values())
     if not in_pytorch(again):
-        return
+        return compared, 0
     network = from_nir(again).double()
     trains, _, _ = simulate_in_torch(network, inputs)
     for name, train in trains.items():
         np.testing.assert_array_equal(train.reshape(*train.shape[:2], -1), simulated.spikes[name])
+    return compared, sum(train.size for train in trains.values())
 
 
 @pytest.mark.slow
 def test_200_random_networks_are_equal_in_pytorch_in_a_file_and_in_the_vendors_simulators(tmp_path: Path) -> None:
     pairs: dict[str, Pairs] = {chip: [] for chip in CHIPS}
     held: set[str] = set()
+    compared = np.zeros((200, 2), int)
     for seed in range(200):
         graph, inputs, counts = drawn(seed)
         held |= computed(graph)
-        assert_round_trip(graph, inputs, tmp_path / "n.nir")
+        compared[seed] = assert_round_trip(graph, inputs, tmp_path / "n.nir")
         for chip, pair in on_chips(graph, counts).items():
             pairs[chip].append(pair)
+    for where, values in zip(("file and simulator", "PyTorch"), compared.T):
+        print(f"{where}: {np.count_nonzero(values)} networks, {values.sum():,} values equal")  # noqa: T201
+    assert np.count_nonzero(compared[:, 1]) >= 140
     assert all(len(found) >= 25 for found in pairs.values()), {chip: len(found) for chip, found in pairs.items()}
     assert held >= {
         "IF", "LIF", "CubaLIF", "ALIF", "StepLIF", "synaptic current", "GradedIF", "one level", "several levels", "reset to zero",

@@ -349,6 +349,17 @@ def test_a_step_size_that_never_arrives_is_refused() -> None:
         enough_sweeps(5, 1e-9, "jacobi")
 
 
+def test_backward_weights_for_a_reparametrised_weight_are_refused() -> None:
+    """It is another tensor each time, so W^T would have been used in its place."""
+    model, x = networks()["mlp"]
+    nn.utils.parametrizations.weight_norm(model.get_submodule("3"))
+    with pytest.raises(
+        SegmentError, match=r"3 \(Parametrized.*by its own weights.*remove the reparametrisation or weight sharing"
+    ):
+        ActivationRelaxation(backward_weights="fixed").prepare(model, x)
+    ActivationRelaxation().prepare(model, x)
+
+
 def test_step_without_prepare_is_refused() -> None:
     model, x = networks()["mlp"]
     with pytest.raises(ValueError, match=r"call rule\.prepare"):

@@ -127,17 +127,19 @@ def test_predictive_coding_descends_its_energy_by_hand() -> None:
     assert float(second) == pytest.approx((b * v - t) * v, abs=1e-9)
 
 
-def equilibrium(model: nn.Sequential, x: Tensor, gamma: float) -> Tensor:
+def equilibrium(model: nn.Sequential, x: Tensor, gamma: float, deviations: bool) -> Tensor:
     """Gradient of the loss at the fixed point by implicit differentiation, with Newton's method for the fixed point itself.
 
-    s_1 = tanh(W_1 x + b_1 + gamma W_2^T s_2), s_2 = tanh(W_2 s_1 + b_2), scores = W_3 s_2 + b_3.
+    s_1 = tanh(W_1 x + b_1 + gamma W_2^T (s_2 - o_2)), s_2 = tanh(W_2 s_1 + b_2), scores = W_3 s_2 + b_3; o_2 is 0, or s_2 of the
+    forward pass, held.
     """
     p = [q.detach().clone().requires_grad_() for q in model.parameters()]
     n1, n2, count = len(p[1]), len(p[3]), len(x)
+    origin = model[:4](x).detach() if deviations else 0.0
 
     def force(s: Tensor, p: list[Tensor]) -> Tensor:
         s1, s2 = s.view(count, n1 + n2).split([n1, n2], 1)
-        new = (torch.tanh(x @ p[0].T + p[1] + gamma * s2 @ p[2]), torch.tanh(s1 @ p[2].T + p[3]))
+        new = (torch.tanh(x @ p[0].T + p[1] + gamma * (s2 - origin) @ p[2]), torch.tanh(s1 @ p[2].T + p[3]))
         return torch.cat(new, 1).flatten() - s
 
     s = torch.zeros(count * (n1 + n2), dtype=torch.float64)
@@ -152,17 +154,19 @@ def equilibrium(model: nn.Sequential, x: Tensor, gamma: float) -> Tensor:
     return [*torch.autograd.grad(force(s.detach(), p), p[:4], costate), *by_readout]  # type: ignore[return-value]
 
 
-@pytest.mark.parametrize("gamma", [1.0, 0.3])
-def test_equilibrium_propagation_is_the_gradient_at_the_fixed_point(gamma: float) -> None:
+@pytest.mark.parametrize(("gamma", "feedback_of"), [(1.0, "states"), (0.3, "states"), (0.3, "deviations")])
+def test_equilibrium_propagation_is_the_gradient_at_the_fixed_point(gamma: float, feedback_of: Any) -> None:
     """For beta -> 0, against implicit differentiation: an error of beta^2 by two nudged phases, of beta by one."""
     model = mlp(4, 5, 3, 5).double()
     with torch.no_grad():
         model.get_parameter("2.weight").mul_(0.7)
     x = torch.rand(3, 4, generator=torch.Generator().manual_seed(5)).double()
-    expected = equilibrium(model, x, gamma)
+    expected = equilibrium(model, x, gamma, feedback_of == "deviations")
 
     def error(beta: float, nudging: Any) -> float:
-        rule = EquilibriumPropagation(feedback=gamma, beta=beta, nudging=nudging, iterations=400, tolerance=1e-14)
+        rule = EquilibriumPropagation(
+            feedback=gamma, feedback_of=feedback_of, beta=beta, nudging=nudging, iterations=400, tolerance=1e-14
+        )
         return apart(gradients(rule, model, x, LABELS[:3]), expected)  # type: ignore[arg-type]
 
     assert error(1e-3, "symmetric") < 1e-5
@@ -172,7 +176,7 @@ def test_equilibrium_propagation_is_the_gradient_at_the_fixed_point(gamma: float
 
 def test_equilibrium_propagation_is_backprop_for_weak_feedback() -> None:
     """In a network of convolutions and poolings; the gap to the forward pass vanishes too."""
-    rule = EquilibriumPropagation(feedback=1e-4, beta=1e-2, tolerance=1e-15)
+    rule = EquilibriumPropagation(feedback=1e-4, feedback_of="states", beta=1e-2, tolerance=1e-15)
     assert apart(gradients(rule, cnn(), IMAGES, LABELS), backprop(cnn(), IMAGES, LABELS)) < 1e-3
     assert float(rule.step(cnn().double(), IMAGES.double(), LABELS)["gap"]) < 1e-3
 
@@ -186,9 +190,31 @@ def test_a_small_loss_reaches_the_first_state_before_a_phase_ends() -> None:
             return 1e-4 * CrossEntropy()(scores, y)
 
     model, x = mlp(4, 6, 6, 6, 5), torch.rand(6, 4)
-    found = gradients(EquilibriumPropagation(loss=Small(), tolerance=1e-4), model, x, LABELS)
-    exact = gradients(EquilibriumPropagation(loss=Small(), tolerance=1e-14), model, x, LABELS)
+    settings: Any = {"loss": Small(), "feedback_of": "states", "beta": 0.2}
+    found = gradients(EquilibriumPropagation(tolerance=1e-4, **settings), model, x, LABELS)
+    exact = gradients(EquilibriumPropagation(tolerance=1e-14, **settings), model, x, LABELS)
     assert apart(found, exact) < 0.05
+
+
+def test_deviations_give_backprops_gradient_at_any_loss() -> None:
+    """In single precision, with the defaults, at a loss of 2e-6; a correct example, whose error is exactly 0, has gradient 0."""
+    model, x = mlp(4, 6, 6, 6, 5), torch.rand(6, 4)
+    with torch.no_grad():
+        model.get_parameter("6.bias")[0] += 13.0
+    labels = torch.zeros(6, dtype=torch.long)
+    model.zero_grad()
+    EquilibriumPropagation().step(model, x, labels)
+    found = [p.grad.double() for p in model.parameters() if p.grad is not None]
+    assert apart(found, backprop(copy.deepcopy(model), x, labels)) < 0.05
+    merging = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Flatten(0, 1), nn.Linear(6, 6), nn.Tanh(), nn.Linear(6, 5))
+    EquilibriumPropagation().step(merging, x.view(3, 2, 4), LABELS)
+    found = [p.grad.double() for p in merging.parameters() if p.grad is not None]
+    assert apart(found, backprop(copy.deepcopy(merging), x.view(3, 2, 4), LABELS)) < 0.05
+    with torch.no_grad():
+        model.get_parameter("6.bias")[0] += 1000.0
+    model.float().zero_grad()
+    EquilibriumPropagation().step(model, x, labels)
+    assert not any(p.grad.any() for p in model.parameters() if p.grad is not None)
 
 
 def test_states_that_do_not_settle_are_refused() -> None:

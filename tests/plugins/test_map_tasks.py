@@ -22,6 +22,7 @@ from spikeprop.experiment.run_folder import RunFolder
 from spikeprop.learn import load_checkpoint
 from spikeprop.plugins.map_propagation import Control, Multiplexer, Regression, TeamSettings, progress
 from spikeprop.plugins.map_propagation.environments import Environments, as_published, centred
+from spikeprop.plugins.map_propagation.tuning import LearnerSettings, Tuned
 from spikeprop.recipe import Recipe, load_recipe
 
 needs_gymnasium = pytest.mark.skipif(
@@ -105,6 +106,14 @@ def test_interrupted_control_run_has_the_same_result(environment: str, tmp_path:
     assert whole.description == stopped.description
     assert whole.tensors.keys() == stopped.tensors.keys()
     assert all(torch.equal(tensor, stopped.tensors[name]) for name, tensor in whole.tensors.items())
+
+
+@needs_gymnasium
+def test_settings_of_a_learner_that_does_not_run_are_named(tmp_path: Path) -> None:
+    own = Tuned(reinforce=LearnerSettings(entropy=0.1), map=LearnerSettings(temperature=3.0))
+    experiment, told = control(episodes=1, seeds=1, evaluation_episodes=0, tuned=own), []
+    experiment.run(Context(RunFolder(tmp_path, Recipe("test", experiment)), "test", told.append))
+    assert told == ["tuned.reinforce: not used, since learners are map"]
 
 
 def test_interrupted_bandit_run_has_the_same_result() -> None:

@@ -130,6 +130,10 @@ def test_training_and_layers_are_those_of_the_run(opened: Opened, page_run: Path
     for stage, key in ((stage, key) for stage in ("ann", "finetune") for key in ("loss", "accuracy")):
         expected = [(e["epoch"] + 1, e[key]) for e in logged if e["stage"] == stage]
         assert opened.points(f"training-{stage}-{key}", "training") == expected
+    for stage in ("ann", "finetune"):
+        checked = [(e["epoch"] + 1, e["validation"]) for e in logged if e["stage"] == stage]
+        assert opened.points(f"training-{stage}-accuracy", "validation") == checked
+        assert "on 200 test images after it" in opened.page.inner_text(f"#training-{stage}")
     assert opened.points("training-ann-accuracy", "test") == [(5, report["ann"]["accuracy"])]
     assert opened.points("training-finetune-accuracy", "test") == [(2, report["finetuned"]["accuracy"]["8"])]
     rates = {

@@ -105,7 +105,7 @@ def test_the_page_speaks_of_the_chip_and_the_arithmetic_that_were_simulated(page
     shown = page(run.report, chip={**chip, "findings": [{**note, "stops": True}]}, on_chip=refused, quantization=[])
     for text in ("Does not fit: 1 problem, see Speck.", "In its own integers: not simulated: too large.", "NOT equal"):
         assert text in shown, text
-    shown = page(run.report, chip={**chip, "target": "generic-4"})
+    shown = page(run.report, chip={**chip, "target": "generic-4", "cores": 0})
     assert "Integers alone, without cores." in shown
     assert ">3 cores<" not in shown
     scratch = {"trained" if key == "finetuned" else key: v for key, v in run.report.items() if key not in ("ann", "converted")}

@@ -64,7 +64,8 @@ class Fit:
         return not any(finding.stops for finding in self.findings)
 
     def __str__(self) -> str:
-        size = [] if self.budget is None or not self else [(self.budget.cores, "core"), (self.budget.chips, "chip")]
+        counted = self and self.budget is not None and self.budget.cores
+        size = [] if self.budget is None or not counted else [(self.budget.cores, "core"), (self.budget.chips, "chip")]
         cores = " on ".join(f"{count:,} {what}{'s' * (count != 1)}" for count, what in size)
         lines = [f"{'fits' if self else 'does not fit'} {self.target}{cores and ', '}{cores}"]
         return "\n".join(lines + [f"{'  ' if finding.stops else '  note: '}{finding}" for finding in self.findings])

@@ -9,6 +9,7 @@ from torch import nn
 
 from spikeprop.experiment.settings import FineTuningSettings, TrainingSettings
 from spikeprop.experiment.stages.stage import PipelineRun
+from spikeprop.experiment.stages.validation import BATCH, Validation
 from spikeprop.learn import Batches, Callback, LearningRule, MetricsLog, ProgressBar, fit, shard
 from spikeprop.runtime.batches import CompleteBatches
 from spikeprop.runtime.devices import cpu_multiplies_bfloat16
@@ -48,6 +49,7 @@ def train(
     groups = rule.param_groups(model)
     for callback in callbacks:
         groups = callback.param_groups(model, groups)
+    logs = _logs(run, stage, _validation(run, settings, len(batches)))
     channels_last = isinstance(settings, TrainingSettings) and settings.memory_format == "channels_last"
     return fit(
         model,
@@ -58,7 +60,7 @@ def train(
         schedule=settings.schedule.build(),
         seed=seed,
         clip=settings.clip,
-        callbacks=[*_logs(run, stage), *guards, *callbacks, *run.context.watchers(stage)],
+        callbacks=[*logs, *guards, *callbacks, *run.context.watchers(stage)],
         checkpoint=run.progress(stage),
         processes=run.processes,
         checkpoint_seconds=run.context.save_every,
@@ -86,8 +88,16 @@ def _autocast(run: PipelineRun) -> torch.dtype | None:
     return getattr(torch, run.settings.precision)
 
 
-def _logs(run: PipelineRun, stage: str) -> list[Callback]:
+def _validation(run: PipelineRun, settings: TrainingSettings | FineTuningSettings, batches: int) -> Validation | None:
+    """What measures test images after each epoch; None where no process alone has the complete network."""
+    if run.sharded or run.processes.rank:
+        return None
+    steps = None if run.data.in_time else getattr(settings, "timesteps", None)
+    return Validation(run.data.test(BATCH), batches * settings.batch_size, steps, run.settings.seed)
+
+
+def _logs(run: PipelineRun, stage: str, validation: Validation | None) -> list[Callback]:
     """Progress bar and metrics; on other ranks than 0 callbacks that do nothing, so that those after them have the same index."""
     if run.processes.rank:
         return [Callback(), Callback()]
-    return [ProgressBar(stage), MetricsLog(run.file("metrics.jsonl"), stage)]
+    return [ProgressBar(stage), MetricsLog(run.file("metrics.jsonl"), stage, validation)]

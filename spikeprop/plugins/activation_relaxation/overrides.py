@@ -13,11 +13,14 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-PRODUCTS = {F.linear, F.conv1d, F.conv2d, F.conv3d}
+from spikeprop.errors import SegmentError
+
+PRODUCTS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+OPERATIONS = {F.linear, F.conv1d, F.conv2d, F.conv3d}
 ACTIVATIONS = {
     F.relu, F.relu6, F.leaky_relu, F.elu, F.selu, F.celu, F.gelu, F.silu, F.mish, F.softplus, F.hardtanh, F.hardswish, F.sigmoid,
     F.tanh, F.relu_, torch.relu, torch.relu_, torch.tanh, torch.sigmoid, Tensor.relu, Tensor.relu_, Tensor.tanh, Tensor.sigmoid,
@@ -50,12 +53,33 @@ class BackwardOverrides(TorchFunctionMode):
         if self.activations and func in ACTIVATIONS and args:
             kwargs.pop("inplace", None)
             return _Activation.apply(args[0], self, func, (args[1:], kwargs))
-        if func in PRODUCTS:
+        if func in OPERATIONS:
             x, weight, bias, rest = _operands(args, kwargs)
             other = self.backward_weights.get(id(weight))
             if other is not None:
                 return _Product.apply(x, weight, bias, self, func, rest, other)
         return func(*args, **kwargs)
+
+
+def products(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Weights of linear layers and convolutions, by module name: those that a B can replace.
+
+    Raises:
+        SegmentError: a weight that is computed, or shared, which has no id of its own.
+    """
+    known = dict(model.named_parameters())
+    found = {}
+    for name, module in model.named_modules():
+        if not isinstance(module, PRODUCTS):
+            continue
+        if (weight := known.get(f"{name}.weight".lstrip("."))) is None:
+            raise SegmentError(
+                f"{name or 'the network itself'} ({type(module).__name__}) would send the error back by its own weights: "
+                "separate backward weights replace parameters of one layer; remove the reparametrisation or weight sharing, or "
+                "use a rule without them (Backprop, DirectFeedbackAlignment)"
+            )
+        found[name] = weight
+    return found
 
 
 def _operands(args: tuple, kwargs: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor | None, tuple[tuple, dict[str, Any]]]:

@@ -23,12 +23,11 @@ from torch import Tensor, nn
 from spikeprop.errors import SegmentError
 from spikeprop.learn import CrossEntropy, LearningRule, Loss
 from spikeprop.learn.segments import INPUT, SegmentGraph, SegmentPass, segment_graph
-from spikeprop.plugins.activation_relaxation.overrides import BackwardOverrides
+from spikeprop.plugins.activation_relaxation.overrides import BackwardOverrides, products
 from spikeprop.plugins.activation_relaxation.relax import MISSING, Relaxed, Sweep, adjoints, enough_sweeps, relax
 from spikeprop.plugins.angles import degrees
 from spikeprop.runtime.checks import one_of, positive_or_null
 
-PRODUCTS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 CHANGING = (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd, nn.RReLU)
 
 
@@ -102,7 +101,7 @@ class ActivationRelaxation(LearningRule):
         self.graph(model)
         if self.backward_weights == "symmetric":
             return
-        for name, weight in _products(model).items():
+        for name, weight in products(model).items():
             std = float(weight.detach().std()) if self.backward_std is None else self.backward_std
             held = nn.ParameterList([nn.Parameter(torch.randn_like(weight) * std, self.backward_weights == "learnt")])
             self.own[name.replace(".", "/")] = held
@@ -197,12 +196,12 @@ class ActivationRelaxation(LearningRule):
             return BackwardOverrides({})
         if not self.own:
             raise ValueError("the backward weights do not exist yet: call rule.prepare(model, x) before training")
-        held = {id(w): self.own[name.replace(".", "/")][0] for name, w in _products(model).items()}  # type: ignore[index]
+        held = {id(w): self.own[name.replace(".", "/")][0] for name, w in products(model).items()}  # type: ignore[index]
         return BackwardOverrides(held, activations=self.drop_derivative != "never")
 
     def _learn_backward_weights(self, model: nn.Module) -> None:
         """The same update as for the forward weight: dB = dW^T, stored in the shape of W."""
-        for name, weight in _products(model).items():
+        for name, weight in products(model).items():
             (held,) = self.own[name.replace(".", "/")].parameters()
             held.grad = None if weight.grad is None else weight.grad.clone()
 
@@ -222,11 +221,6 @@ class ActivationRelaxation(LearningRule):
         angles = {f"angle.{name}": degrees(a, b) for name, (a, b) in pairs.items()}
         overall = degrees(torch.cat([a for a, _ in pairs.values()]), torch.cat([b for _, b in pairs.values()]))
         return {"angle": overall, **angles}
-
-
-def _products(model: nn.Module) -> dict[str, Tensor]:
-    """Weights of linear layers and convolutions, by module name."""
-    return {name: m.weight for name, m in model.named_modules() if isinstance(m, PRODUCTS)}
 
 
 def _refuse_changing(model: nn.Module) -> None:

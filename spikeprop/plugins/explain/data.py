@@ -14,7 +14,7 @@ from torch import Tensor
 
 from spikeprop.plugins.derivatives import CARDS
 from spikeprop.plugins.explain.forms import FORMS, card_of, slope_of
-from spikeprop.plugins.explain.health import MEANINGS, flags_of
+from spikeprop.plugins.explain.health import MEANINGS, flags_of, unit_axis
 from spikeprop.plugins.explain.kinds import kind_of
 from spikeprop.plugins.explain.local import MATCHES, Edge, Local, cotangent_of, local_of
 from spikeprop.plugins.explain.program import program
@@ -41,6 +41,9 @@ def page_data(subject: TrainingStep, step: TracedStep, limit: int = COMPLETE) ->
     complete = sum(v.tensor.numel() for v in trace.values) <= limit
     settings = {node.index: kind_of(node, trace) for node in trace.nodes}
     kinds = {index: kind for index, (kind, _) in settings.items()}
+    for node in trace.nodes:
+        if kinds[node.index] == "relu":
+            settings[node.index][1]["units"] = unit_axis(node, trace, kinds)
     locals_ = {node.index: local_of(node, trace, *((3, 6) if complete else (1, 4))) for node in trace.nodes}
     writer = _Writer(trace, complete, step.itemsize)
     flags = flags_of(trace, kinds)

@@ -13,6 +13,7 @@ from spikeprop.plugins.explain.trace import Node, Trace
 
 SHARE = 0.5  # minimum fraction of units for a flag
 FLAT = 0.01  # a derivative below this fraction of its maximum counts as saturated
+ON_FEATURES = ("affine", "matmul", "layer_norm")  # the last axis of their outputs is that of the features
 RATIO = 1e3  # ratio of the sizes of cotangents
 MEANINGS = {
     "dead": f"at least {SHARE:.0%} of the units of a ReLU are zero for every sample shown",
@@ -31,7 +32,8 @@ def flags_of(trace: Trace, kinds: dict[int, str]) -> dict[int, list[str]]:
     scores = _rms(cotangent_of(trace, trace.nodes[-1].inputs[0]))
     stopped = _stopped(trace)
     for node in trace.nodes:
-        found[node.index] += _by_activation(node, trace, kinds[node.index])
+        axis = unit_axis(node, trace, kinds) if kinds[node.index] == "relu" else 0
+        found[node.index] += _by_activation(node, trace, kinds[node.index], axis)
         found[node.index] += ["stopped"] if node.outputs[0] in stopped else _by_cotangent(node, trace, scores)
     for nodes in _layers(trace, kinds).values():
         spikes = torch.stack([trace.values[n.outputs[0]].tensor for n in nodes])
@@ -41,10 +43,17 @@ def flags_of(trace: Trace, kinds: dict[int, str]) -> dict[int, list[str]]:
     return found
 
 
-def _by_activation(node: Node, trace: Trace, kind: str) -> list[str]:
+def unit_axis(node: Node, trace: Trace, kinds: dict[int, str]) -> int:
+    """The axis of the units of a ReLU: the last behind a layer on features (as of tokens), else that of the channels."""
+    shape, makers = trace.values[node.outputs[0]].tensor.shape, {i: n.index for n in trace.nodes for i in n.outputs}
+    before = kinds.get(makers.get(node.inputs[0], -1))
+    return len(shape) - 1 if before in ON_FEATURES else min(1, len(shape) - 1)
+
+
+def _by_activation(node: Node, trace: Trace, kind: str, axis: int) -> list[str]:
     out = trace.values[node.outputs[0]].tensor
     if kind == "relu":
-        dead = (out <= 0).flatten(1).all(0) if out.dim() > 1 else out <= 0
+        dead = (out <= 0).movedim(axis, 0).flatten(1).all(1) if out.dim() > 1 else out <= 0
         return ["dead"] if float(dead.double().mean()) >= SHARE else []
     slopes = {"tanh": lambda: 1 - out**2, "sigmoid": lambda: 4 * out * (1 - out)}
     if kind in slopes and float((slopes[kind]() < FLAT).double().mean()) >= SHARE:

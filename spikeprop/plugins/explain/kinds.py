@@ -22,7 +22,7 @@ MOVING = {
     "view", "reshape", "flatten", "unflatten", "permute", "transpose", "swapaxes", "movedim", "mT", "T", "squeeze",
     "unsqueeze", "expand", "expand_as", "__getitem__", "chunk", "split", "unbind", "select", "narrow", "cat", "concat",
     "stack", "contiguous", "clone", "repeat", "pad", "roll", "flip", "to", "view_as", "t", "index_select",
-    "tile", "repeat_interleave", "pixel_shuffle",
+    "tile", "repeat_interleave", "pixel_shuffle", "write",
 }  # fmt: skip
 PLAIN = {
     "relu": "relu",
@@ -66,11 +66,21 @@ def _rearrange(node: Node, inputs: list[Tensor]) -> Kind:
     moved = [out.detach().flatten() for out in outputs]
     if any((m != m.round()).any() for m in moved):
         return OPAQUE
+    if not _moves(moved, node.run(inputs), inputs):
+        return OPAQUE
     lost = [int(t.numel()) for t in inputs if t.is_floating_point()]
     if len(moved) == 1 and lost == [len(moved[0])] and torch.equal(moved[0], torch.arange(1.0, lost[0] + 1, dtype=torch.float64)):
         return "rearrange", {"same": True, "shapes": [list(outputs[0].shape)]}
     index = [(m - 1).long().tolist() for m in moved]
     return "rearrange", {"index": index, "shapes": [list(out.shape) for out in outputs]}
+
+
+def _moves(moved: list[Tensor], outputs: list[Tensor], inputs: list[Tensor]) -> bool:
+    """Whether the outputs are the entries with these numbers: a pad with ones, for example, also gives a number."""
+    entries = torch.cat([torch.zeros(1, dtype=torch.float64), *(t.double().flatten() for t in inputs if t.is_floating_point())])
+    if any(bool((m < 0).any()) or bool((m >= len(entries)).any()) for m in moved):
+        return False
+    return all(torch.equal(entries[m.long()].nan_to_num(), out.double().flatten().nan_to_num()) for m, out in zip(moved, outputs))
 
 
 def _plain(node: Node, inputs: list[Tensor]) -> Kind:

@@ -20,6 +20,7 @@ from torch.overrides import TorchFunctionMode
 from spikeprop.errors import ExplainError
 from spikeprop.plugins.explain.arguments import complex_of, fill, floating, take
 from spikeprop.plugins.explain.source import calling_line
+from spikeprop.plugins.explain.writes import SETTING, assigned, value_of
 
 Role = Literal["input", "parameter", "constant", "value"]
 ASKING = "has_torch_function"  # with this function, torch checks whether a mode handles a call
@@ -176,6 +177,8 @@ class Tracer(TorchFunctionMode):
             self._quiet, self._busy = False, None
 
     def _recorded(self, func: Any, name: str, args: Any, kwargs: dict[str, Any]) -> Any:
+        if name == SETTING:
+            args = (*args[:2], value_of(args[0], args[2]))
         found: list[Tensor] = []
         template = take(args, found), take(kwargs, found)
         if not (torch.is_grad_enabled() and any(t.requires_grad for t in found)):
@@ -186,15 +189,19 @@ class Tracer(TorchFunctionMode):
         self._busy = node
         result = _apart(func(*args, **kwargs))
         self._busy = None
-        outputs = [t for t in floating(result) if t.requires_grad]
+        targets = found[:1] if name == SETTING else found  # what is assigned may be a view of it, which becomes stale
+        written = [t for t in targets if versions[id(t)] != t._version and t.requires_grad]
+        outputs = written if name == SETTING else [t for t in floating(result) if t.requires_grad]
         self._refuse_complex(name, [*found, *complex_of(result)])
-        self._refuse_partial(name, found, outputs, versions)
+        self._refuse_unknown_write(name, written, outputs)
         if all(versions.get(id(t)) == t._version for t in outputs):
             return result  # no new value with a gradient was made
+        if name == SETTING:
+            node.name, node.function = "write", assigned
         self.trace.nodes.append(node)
         node.module, node.kind_of_module, node.step = *self._place(), self.step
         node.source = calling_line()
-        node.outputs = [self._add(t, f"{name} {node.index}", "value").index for t in outputs]
+        node.outputs = [self._add(t, f"{node.name} {node.index}", "value").index for t in outputs]
         return result
 
     def _refuse_complex(self, name: str, tensors: list[Tensor]) -> None:
@@ -205,12 +212,12 @@ class Tracer(TorchFunctionMode):
                 "not show; keep real and imaginary part as real tensors"
             )
 
-    def _refuse_partial(self, name: str, found: list[Tensor], outputs: list[Tensor], versions: dict[int, int]) -> None:
-        """Refuse writes into a part of a tensor: they make a value that no call returns."""
-        written = [t for t in found if versions[id(t)] != t._version and t.requires_grad]
-        if name == "__setitem__" or any(t._is_view() for t in written) or any(all(t is not o for o in outputs) for t in written):
+    def _refuse_unknown_write(self, name: str, written: list[Tensor], outputs: list[Tensor]) -> None:
+        """Refuse a write through a view, which changes other tensors too, and one into a tensor that no output is."""
+        if any(t._is_view() or all(t is not o for o in outputs) for t in written):
             raise ExplainError(
-                f"{name} writes into a part of a tensor, which cannot be shown; make a new tensor (torch.where, torch.cat)"
+                f"{name} writes through a view of a tensor, or into several, which cannot be shown; write into the tensor itself "
+                "(h[i] = h[i] + x, not h[i] += x), or make a new one (torch.where, torch.cat)"
             )
 
     def _open(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:

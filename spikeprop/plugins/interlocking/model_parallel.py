@@ -11,7 +11,6 @@ the same gradients.
 
 from __future__ import annotations
 
-import dataclasses
 import resource
 import sys
 import time
@@ -21,22 +20,18 @@ from typing import Any
 
 import torch
 from torch import Tensor, distributed, nn
-from torch.optim import Optimizer
 
-from spikeprop.data import LabelledData
 from spikeprop.errors import RecipeError, TrainingCollapsed
 from spikeprop.evaluate import Report
 from spikeprop.experiment.context import Context
-from spikeprop.experiment.settings import check_optimizer
-from spikeprop.learn import LearningRule, ProgressBar, Schedule, fit, load_checkpoint, load_model, save_checkpoint
+from spikeprop.learn import LearningRule, ProgressBar, fit, load_checkpoint, load_model, save_checkpoint
 from spikeprop.learn.checkpoint import drop_progress, load_optimizer
-from spikeprop.plugins.comparison import SMOKE_EXAMPLES, accuracy_and_loss
+from spikeprop.plugins.comparison import NetworkTraining, accuracy_and_loss
 from spikeprop.plugins.interlocking.parallel import SegmentProcess
 from spikeprop.plugins.interlocking.rule import Interlocking
 from spikeprop.plugins.reports import save_report
 from spikeprop.recipe import Component
 from spikeprop.runtime.batches import CompleteBatches
-from spikeprop.runtime.checks import positive
 from spikeprop.runtime.devices import find_device
 from spikeprop.runtime.heartbeat import tick
 from spikeprop.runtime.processes import Processes
@@ -49,31 +44,16 @@ TOLD = ("busy_seconds", "idle_seconds", "memory_mb", "grown_mb")  # of each proc
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModelParallel:
-    """Train a network by interlocking backpropagation, a process for each segment.
+class ModelParallel(NetworkTraining):
+    """Train a network by interlocking backpropagation, a process for each segment; an epoch's incomplete last batch is left out.
 
     Attributes:
         seed: of weights, heads and order of examples.
-        data, ann, rule, optimizer, schedule: components; the rule is an ``Interlocking``.
-        epochs, batch_size, lr, weight_decay: settings of the training; an incomplete last batch of an epoch is left out.
-        device: "auto", "cpu" or "cuda".
+        rule: an ``Interlocking``.
     """
 
     seed: int = 0
-    data: Component[LabelledData]
-    ann: Component[nn.Module]
     rule: Component[LearningRule]
-    optimizer: Component[Optimizer]
-    schedule: Component[Schedule]
-    epochs: int
-    batch_size: int = 64
-    lr: float = 1e-2
-    weight_decay: float = 0.0
-    device: str = "auto"
-
-    def __post_init__(self) -> None:
-        check_optimizer(self.optimizer)
-        positive(self, "epochs", "batch_size", "lr")
 
     def check(self, *, here: bool = False) -> None:
         """Build all components, and cut the network.
@@ -84,17 +64,12 @@ class ModelParallel:
         """
         rule, ann = self._rule(), self.ann.build()
         rule.prepare(ann, self.data.build().example(2))
-        self._optimizer([*ann.parameters(), *rule.parameters()])
+        self.build_optimizer([*ann.parameters(), *rule.parameters()])
         self.schedule.build()
         if self.batch_size % rule.microbatches:
             raise RecipeError(f"batch_size is {self.batch_size}, which is not divisible into {rule.microbatches} micro-batches")
         if here:
             find_device(self.device)
-
-    def smoke(self) -> ModelParallel:
-        """The same with few examples and one epoch."""
-        data = self.data.replace(train_limit=SMOKE_EXAMPLES, test_limit=SMOKE_EXAMPLES)
-        return dataclasses.replace(self, data=data, epochs=1, batch_size=16)
 
     def run(self, context: Context) -> Report:
         """Train and evaluate; a stopped run continues."""
@@ -142,7 +117,7 @@ class ModelParallel:
 
     def _alone(self, context: Context, model: nn.Module, rule: Interlocking, batches: CompleteBatches) -> tuple[float, float]:
         progress = context.folder.path / "progress.safetensors"
-        optimizer = self._optimizer(rule.param_groups(model))
+        optimizer = self.build_optimizer(rule.param_groups(model))
         history = fit(
             model, rule, batches, optimizer,
             epochs=self.epochs, schedule=self.schedule.build(), seed=self.seed, checkpoint=progress,
@@ -157,9 +132,6 @@ class ModelParallel:
             raise RecipeError(f"rule: {self.rule.use} does not train segments in processes of their own; use Interlocking")
         return rule
 
-    def _optimizer(self, parameters: Any) -> Optimizer:
-        return self.optimizer.build(list(parameters), lr=self.lr, weight_decay=self.weight_decay)
-
 
 class _Parallel:
     """The training of this rank's segment."""
@@ -167,7 +139,7 @@ class _Parallel:
     def __init__(self, settings: ModelParallel, context: Context, process: SegmentProcess, device: torch.device):
         self.settings, self.context, self.process, self.device = settings, context, process, device
         self.group: Processes = context.folder.processes
-        self.optimizer = settings._optimizer(process.parameters())
+        self.optimizer = settings.build_optimizer(process.parameters())
         own = process.rule.own
         head = own[str(process.rank)] if str(process.rank) in own else nn.Identity()
         self.held = nn.ModuleDict({"segment": process.segment.module, "head": head})

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import islice
 from statistics import fmean
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import nn
@@ -24,7 +24,7 @@ from spikeprop.evaluate.intervals import in_words, mean_interval
 from spikeprop.experiment.context import Context
 from spikeprop.learn import BPTT, Backprop, Callback, LearningRule
 from spikeprop.plugins.comparison import RuleComparison
-from spikeprop.plugins.local_rules.measuring import AngleLog, LiveBytes, seconds_each
+from spikeprop.plugins.local_rules.measuring import ANGLE_OF, AngleLog, LiveBytes, seconds_each
 from spikeprop.plugins.local_rules.pictures import draw
 from spikeprop.plugins.reports import Values, arm_in_words, arms_of, save_report
 from spikeprop.recipe import Component
@@ -48,9 +48,7 @@ KNOWS = {  # of rules that do not say it themselves
 class RulesCompared(RuleComparison):
     """Compare learning rules on one network, and on the spiking network of the same layers.
 
-    Attributes:
-        seeds, data, ann, arms, baseline, optimizer, schedule, epochs, batch_size, lr, weight_decay, rates, device: as in
-            ``RuleComparison``.
+    Attributes (beside those of ``RuleComparison``):
         timesteps: T of the converted networks, and of the spiking arms.
         spiking: module with neurons that the spiking arms train.
         spiking_arms: rules that simulate, by name; may be empty. Their reference is BPTT.
@@ -78,11 +76,9 @@ class RulesCompared(RuleComparison):
         for name in self.spiking_arms:
             self.rules()[name].build().prepare(self.network(name, data), data.example(2))
 
-    def smoke(self) -> RulesCompared:
-        """The same with few examples, one epoch, one seed and two steps."""
-        smoked = super().smoke()
-        assert isinstance(smoked, RulesCompared)
-        return dataclasses.replace(smoked, timesteps=6, seeds=self.seeds[:1])
+    def smoke(self) -> Self:
+        """The same with few examples, one epoch, one seed and six steps."""
+        return dataclasses.replace(super().smoke(), timesteps=6, seeds=self.seeds[:1])
 
     def run(self, context: Context) -> Report:
         """Run every arm and seed, and measure cost and memory; finished stages are read from the folder."""
@@ -106,8 +102,8 @@ class RulesCompared(RuleComparison):
         return [AngleLog(rule, self._reference(name, rule), x.to(device), y.to(device))]
 
     def kept(self, history: list[dict[str, Any]]) -> dict[str, Any]:
-        names = [key for key in history[-1] if key.startswith("angle.")]
-        curves = {key.removeprefix("angle."): [round(epoch[key], 2) for epoch in history] for key in names}
+        names = [key for key in history[-1] if key.startswith(ANGLE_OF)]
+        curves = {key.removeprefix(ANGLE_OF): [round(epoch[key], 2) for epoch in history] for key in names}
         return {**super().kept(history), "angles": curves}
 
     def tested(self, name: str, model: nn.Module, data: LabelledData, device: torch.device) -> dict[str, Any]:

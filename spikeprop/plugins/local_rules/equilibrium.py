@@ -2,21 +2,23 @@
 
 The states s_n, one for each activation sigma_n, are those of a network with connections in both directions:
 
-    s_n = sigma_n(A_n(s_(n-1)) + gamma (dA_(n+1)/ds_n)^T s_(n+1)),      n = 1..N
+    s_n = sigma_n(A_n(s_(n-1)) + gamma (dA_(n+1)/ds_n)^T (s_(n+1) - o_(n+1))),      n = 1..N
 
 A_n is all that the network computes between two activations (convolution, pooling, ...), and the last one reads out: its loss l
 pulls the last state by -beta dl/ds_N (Laborieux et al. 2021, arXiv:2006.03824). This is the equilibrium of the energy
 
-    E = sum over n of gamma^(n-N) (G_n(s_n) - s_n . A_n(s_(n-1))) + beta l,      G_n' = sigma_n^-1
+    E = sum over n of gamma^(n-N) (G_n(s_n) - (s_n - o_n) . A_n(s_(n-1))) + beta l,      G_n' = sigma_n^-1
 
-so the loss's gradient at the free equilibrium is (dE/dtheta(beta) - dE/dtheta(-beta)) / (2 beta) for beta -> 0. With gamma = 1
-these are the papers' networks. With gamma -> 0 (Xie & Seung 2003) the free equilibrium is the network's own forward pass and the
-gradient is backprop's; since the feed-forward network is the one that is used, gamma is small by default, and the metric ``gap``
-says how far the equilibrium's scores are from the forward pass's.
+so the loss's gradient at the free equilibrium is (dE/dtheta(beta) - dE/dtheta(-beta)) / (2 beta) for beta -> 0. With o = 0 and
+gamma = 1 these are the papers' networks, whose free equilibrium is not the feed-forward network that is used afterwards. By
+default o is the forward pass, held: what each layer expects of the next is cancelled, and only deviations come back (as by the
+interneurons of Sacramento et al. 2018, arXiv:1810.11393). Then the forward pass is the free equilibrium for every gamma, l is
+the loss linearised there, and the gradient is backprop's for gamma -> 0 (Xie & Seung 2003).
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import ClassVar, Literal
@@ -47,11 +49,26 @@ class States:
 
 @dataclass
 class Equilibrium:
-    """States by name, the pass of the A_n at them, and the last change relative to the states."""
+    """States by name, the pass of the A_n at them, and their last change relative to what they feed back."""
 
     values: dict[str, Tensor]
     run: SegmentPass
     residual: Tensor
+
+
+@dataclass
+class Nudge:
+    """What a phase is run with.
+
+    Attributes:
+        origin: o, by name; empty for 0.
+        pull: dl/ds_N of an example, at a pass.
+        scale: by which the pull of each example is divided (B,), and its gradient multiplied; or one number (1,) for all.
+    """
+
+    origin: dict[str, Tensor]
+    pull: Callable[[SegmentPass], Tensor]
+    scale: Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,20 +77,23 @@ class EquilibriumPropagation(SegmentRule):
 
     Attributes:
         loss: any loss of scores and labels.
-        beta: of the loss, in the nudged phases.
+        feedback_of: "deviations" of the states from the forward pass, or "states" (the papers).
+        beta: of the loss, in the nudged phases. With deviations it is relative: each example's last state is pulled by beta times
+            the root mean square of their norms, whatever the size of its error.
         feedback: gamma, in (0, 1]; 1 for the papers' networks, small for a network that is used feed-forward.
         iterations: largest number of steps of a phase.
-        tolerance: a phase ends when the states change by less, relative to their norm, but not before what the loss does to the
-            last state has reached the first one and been there once more (number of states + 1 steps).
+        tolerance: a phase ends when the states change by less, relative to the norm of what they feed back, but not before what
+            the loss does to the last state has reached the first one and been there once more (number of states + 1 steps).
         nudging: "symmetric" for phases at +beta and -beta, with an error of beta^2; "one-sided" for +beta and the free phase.
     """
 
     knows: ClassVar[str] = "its input and its own activity in three equilibria; by W^T the activity of the layer that reads it"
     chain: ClassVar[bool] = True
-    beta: float = 0.2
-    feedback: float = 0.02
+    feedback_of: Literal["deviations", "states"] = "deviations"
+    beta: float = 0.05
+    feedback: float = 0.01
     iterations: int = 50
-    tolerance: float = 1e-6
+    tolerance: float = 1e-5
     nudging: Literal["symmetric", "one-sided"] = "symmetric"
     _states: WeakKeyDictionary[nn.Module, States] = field(
         init=False, default_factory=WeakKeyDictionary, repr=False, compare=False
@@ -86,6 +106,7 @@ class EquilibriumPropagation(SegmentRule):
             raise ValueError(f"iterations is {self.iterations}; use at least 1")
         positive(self, "beta", "tolerance")
         one_of(self, "nudging", "symmetric", "one-sided")
+        one_of(self, "feedback_of", "deviations", "states")
 
     @property
     def reruns(self) -> bool:
@@ -102,55 +123,66 @@ class EquilibriumPropagation(SegmentRule):
         self._states[model] = states
 
     def gradients(self, batch: ForwardPass) -> dict[str, Tensor]:
-        states, count = self._states[batch.model], len(batch.x)
+        states = self._states[batch.model]
         if batch.error.dtype in (torch.float16, torch.bfloat16):
             raise SegmentError("EquilibriumPropagation subtracts nearly equal states, which 16 bits do not hold: use float32")
-        start = _forward(states, batch.x)
-        free = self._settle(states, batch, start, 0.0)
+        start, told = _forward(states, batch.x), {}
+        if self.feedback_of == "deviations":
+            free = Equilibrium(start, SegmentPass(states.graph, batch.x, at=start), batch.error.new_zeros(()))
+            nudge = _held(states, free, len(batch.x) * batch.error)
+        else:
+            nudge = Nudge({}, self._pull(states, batch), batch.error.new_ones(len(batch.x)))
+            free = self._settle(states, batch.x, start, nudge, 0.0)
+            told["gap"] = _apart(free.run.output, batch.run.output)
         free.run.add_parameter_gradients(states.graph.output, self._error(batch, free.run))
-        plus = self._settle(states, batch, free.values, self.beta)
-        minus = free if self.nudging == "one-sided" else self._settle(states, batch, free.values, -self.beta)
-        width = self.beta * (1 if minus is free else 2)
+        plus = self._settle(states, batch.x, free.values, nudge, self.beta)
+        minus = free if self.nudging == "one-sided" else self._settle(states, batch.x, free.values, nudge, -self.beta)
+        width = self.beta * (1 if minus is free else 2) * len(batch.x)
         hidden = states.graph.segments[:-1]
         for n, segment in enumerate(hidden):
-            scale = self.feedback ** (n + 1 - len(hidden)) / (width * count)
+            scale = self.feedback ** (n + 1 - len(hidden)) / width * _each(nudge.scale, plus.values[segment.name])
             for state, sign in ((plus, -1), (minus, 1)):
-                cotangent = sign * scale * state.values[segment.name]
+                cotangent = sign * scale * _fed_back(state.values, nudge, segment.name)
                 add_gradients(segment.parameters(), state.run.parameter_gradients(segment.name, cotangent))
-        scores = batch.run.output
-        gap = (free.run.output - scores).norm() / scores.norm().clamp_min(torch.finfo(scores.dtype).tiny)
-        return {"gap": gap, "residual": torch.stack([state.residual for state in (free, plus, minus)]).max()}
+        return {**told, "residual": torch.stack([state.residual for state in (free, plus, minus)]).max()}
 
-    def _settle(self, states: States, batch: ForwardPass, values: dict[str, Tensor], beta: float) -> Equilibrium:
+    def _settle(self, states: States, x: Tensor, values: dict[str, Tensor], nudge: Nudge, beta: float) -> Equilibrium:
         """Iterate the states from ``values``, all at once."""
-        residual = batch.error.new_zeros(())
-        for done in range(self.iterations if values else 0):
-            run = SegmentPass(states.graph, batch.x, at=values)
-            new = self._moved(states, batch, run, values, beta)
-            size = norm(new).clamp_min(torch.finfo(residual.dtype).tiny)
+        residual = values[states.graph.segments[0].name].new_zeros(())
+        tiny = torch.finfo(residual.dtype).tiny
+        for done in range(self.iterations):
+            run = SegmentPass(states.graph, x, at=values)
+            new = self._moved(states, run, values, nudge, beta)
+            size = norm({name: _fed_back(new, nudge, name) for name in new}).clamp_min(tiny)
             residual, values = norm({name: new[name] - value for name, value in values.items()}) / size, new
             if done >= len(values) and float(residual) < self.tolerance:
                 break
         if not float(residual) <= LARGEST_RESIDUAL:
             raise TrainingCollapsed(
-                f"after {self.iterations} iterations the states still change by {float(residual):.2g} of their norm, so there is "
-                "no equilibrium to compare: lower feedback or the learning rate, add weight decay, or raise iterations"
+                f"after {self.iterations} iterations the states still change by {float(residual):.2g} of what they feed back, so "
+                "there is no equilibrium to compare: lower feedback or the learning rate, add weight decay, or raise iterations"
             )
-        return Equilibrium(values, SegmentPass(states.graph, batch.x, at=values), residual)
+        return Equilibrium(values, SegmentPass(states.graph, x, at=values), residual)
 
-    def _moved(
-        self, states: States, batch: ForwardPass, run: SegmentPass, values: dict[str, Tensor], beta: float
-    ) -> dict[str, Tensor]:
+    def _moved(self, states: States, run: SegmentPass, values: dict[str, Tensor], nudge: Nudge, beta: float) -> dict[str, Tensor]:
         new = {}
         for segment, reader in pairwise(states.graph.segments):
             drive = run.computed(segment.name)
             if reader.name != states.graph.output:
-                (back,) = run.vjp(reader.name, self.feedback * values[reader.name])
+                (back,) = run.vjp(reader.name, self.feedback * _fed_back(values, nudge, reader.name))
             else:
-                (back,) = run.vjp(reader.name, -beta * len(batch.x) * self._error(batch, run)) if beta else (None,)
+                back = -beta * nudge.pull(run) if beta else None
             with torch.no_grad():
                 new[segment.name] = states.activations[segment.name](drive.clone() if back is None else drive + back)
         return new
+
+    def _pull(self, states: States, batch: ForwardPass) -> Callable[[SegmentPass], Tensor]:
+        def pull(run: SegmentPass) -> Tensor:
+            (found,) = run.vjp(states.graph.output, len(batch.x) * self._error(batch, run))
+            assert found is not None
+            return found
+
+        return pull
 
     def _error(self, batch: ForwardPass, run: SegmentPass) -> Tensor:
         """dL/d output at the scores of a pass."""
@@ -166,6 +198,34 @@ def _forward(states: States, x: Tensor) -> dict[str, Tensor]:
         for segment in states.graph.segments[:-1]:
             values[segment.name] = x = states.activations[segment.name](segment.module(x.clone()))
     return values
+
+
+def _held(states: States, free: Equilibrium, error: Tensor) -> Nudge:
+    """The nudge of the loss linearised at the forward pass, of equal size for every example whose states are its own.
+
+    Then neither the rounding of a small error nor the kinks of a large one come into the difference of two phases.
+    """
+    last = free.values[states.graph.segments[-2].name]
+    (pull,) = free.run.vjp(states.graph.output, error)
+    assert pull is not None
+    alone = all(len(value) == len(pull) for value in free.values.values())  # else examples are merged or split on the way
+    norms = pull.reshape(len(pull) if alone else 1, -1).norm(dim=1)
+    size = float(last.norm()) / len(norms) ** 0.5 or 1.0  # the same for all, so that a silent example is pulled too
+    held = pull / _each(norms.clamp_min(torch.finfo(pull.dtype).tiny), pull) * size
+    return Nudge(free.values, lambda run: held, norms / size)
+
+
+def _each(numbers: Tensor, like: Tensor) -> Tensor:
+    """One number an example, in a shape that multiplies."""
+    return numbers.view(-1, *[1] * (like.dim() - 1))
+
+
+def _fed_back(values: Mapping[str, Tensor], nudge: Nudge, name: str) -> Tensor:
+    return values[name] - nudge.origin[name] if nudge.origin else values[name]
+
+
+def _apart(scores: Tensor, expected: Tensor) -> Tensor:
+    return (scores - expected).norm() / expected.norm().clamp_min(torch.finfo(scores.dtype).tiny)
 
 
 def _states(model: nn.Module) -> States:

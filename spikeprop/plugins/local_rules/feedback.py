@@ -9,7 +9,6 @@ the last layer alone, the control that tells what a rule adds in the layers befo
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -20,9 +19,8 @@ from spikeprop.ann.activation import Clipped
 from spikeprop.errors import SegmentError
 from spikeprop.learn.segments import SegmentGraph, SegmentPass
 from spikeprop.learn.tracing import NORMS
-from spikeprop.plugins.activation_relaxation.overrides import BackwardOverrides
+from spikeprop.plugins.activation_relaxation.overrides import PRODUCTS, BackwardOverrides, products
 from spikeprop.plugins.activation_relaxation.relax import adjoints
-from spikeprop.plugins.activation_relaxation.rule import PRODUCTS
 from spikeprop.plugins.local_rules.base import ForwardPass, SegmentRule, fixed, own_key
 from spikeprop.runtime.checks import positive_or_null
 from spikeprop.runtime.modes import evaluating
@@ -47,21 +45,19 @@ class FeedbackAlignment(SegmentRule):
 
     def check(self, model: nn.Module, graph: SegmentGraph) -> None:
         super().check(model, graph)
-        known = dict(model.named_parameters())
+        products(model)
         for path, module in model.named_modules():
-            plain = not isinstance(module, PRODUCTS) or f"{path}.weight".lstrip(".") in known
             own = next(module.parameters(recurse=False), None)
-            if plain and (own is None or isinstance(module, (*PRODUCTS, *ELEMENTWISE))):
+            if own is None or isinstance(module, (*PRODUCTS, *ELEMENTWISE)):
                 continue
             raise SegmentError(
                 f"{path or 'the network itself'} ({type(module).__name__}) would send the error back by its own weights: "
-                "FeedbackAlignment replaces those of nn.Linear and convolutions that are plain parameters; use "
-                "DirectFeedbackAlignment, or remove the reparametrisation or weight sharing"
+                "FeedbackAlignment replaces those of nn.Linear and convolutions; use DirectFeedbackAlignment"
             )
 
     def prepare(self, model: nn.Module, x: Tensor) -> None:
         super().prepare(model, x)
-        for name, weight in _products(model):
+        for name, weight in products(model).items():
             std = float(weight.detach().std(correction=0)) if self.std is None else self.std
             if not std > 0:
                 raise SegmentError(
@@ -71,7 +67,7 @@ class FeedbackAlignment(SegmentRule):
             self.own[own_key(name)] = fixed(torch.randn_like(weight) * std)
 
     def overrides(self, model: nn.Module) -> BackwardOverrides:
-        held = {id(weight): next(self.held(name).parameters()) for name, weight in _products(model)}
+        held = {id(weight): next(self.held(name).parameters()) for name, weight in products(model).items()}
         return BackwardOverrides(held, activations=False)
 
     def gradients(self, batch: ForwardPass) -> dict[str, Tensor]:
@@ -144,8 +140,3 @@ class ReadoutOnly(SegmentRule):
 def _add(batch: ForwardPass, signals: dict[str, Tensor]) -> None:
     for name, signal in signals.items():
         batch.run.add_parameter_gradients(name, signal)
-
-
-def _products(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Weights of linear layers and convolutions, by module name."""
-    return ((name, m.weight) for name, m in model.named_modules() if isinstance(m, PRODUCTS))

@@ -19,9 +19,11 @@ from spikeprop.errors import TrainingCollapsed
 from spikeprop.learn import Callback, LearningRule, TrainingState
 from spikeprop.plugins.angles import degrees
 
+ANGLE_OF = "angle of "  # before a weight's name; a rule's own angles are of segments
+
 
 class AngleLog(Callback):
-    """Adds ``angle.WEIGHT`` to the metrics of each epoch: degrees between the rule's gradient and the reference's.
+    """Adds ``angle of WEIGHT`` to the metrics of each epoch: degrees between the rule's gradient and the reference's.
 
     Args:
         rule: that trains.
@@ -39,7 +41,7 @@ class AngleLog(Callback):
                 f"the true gradient of {', '.join(dead)} is 0, so it has no direction: the network is silent; use other initial "
                 "weights, a lower threshold or a lower rate"
             )
-        metrics |= {f"angle.{name}": float(degrees(ours[name], true[name])) for name in true if name in ours}
+        metrics |= {ANGLE_OF + name: float(degrees(ours[name], true[name])) for name in true if name in ours}
 
 
 def gradient(rule: LearningRule, model: nn.Module, x: Tensor, y: Tensor) -> dict[str, Tensor]:

@@ -138,6 +138,9 @@ class Control:
     def run(self, context: Context) -> Report:
         """Run all learners; finished ones are read from the folder, an interrupted one is resumed."""
         folder = context.folder
+        if unused := [name for name in self.tuned.changed() if name not in self.learners]:
+            names = ", ".join(f"tuned.{name}" for name in unused)
+            context.notify(f"{names}: not used, since learners are {', '.join(self.learners)}")
         for name in self.learners:
             folder.stage(name, lambda name=name: self._learn(name, context))
         runs = {name: Progress(folder.path / f"{name}.safetensors").finished for name in self.learners}

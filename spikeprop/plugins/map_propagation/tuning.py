@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from spikeprop.plugins.map_propagation.network import Learner, TeamSettings
-from spikeprop.runtime.checks import not_negative
+from spikeprop.runtime.checks import not_negative, positive_or_null
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,8 +50,7 @@ class LearnerSettings:
 
     def __post_init__(self) -> None:
         not_negative(self, "entropy")
-        if self.temperature is not None and self.temperature <= 0:
-            raise ValueError(f"temperature is {self.temperature}; it must be positive")
+        positive_or_null(self, "temperature")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,3 +66,7 @@ class Tuned:
     def of(self, learner: str) -> LearnerSettings:
         """The settings of a learner."""
         return getattr(self, learner)
+
+    def changed(self) -> list[str]:
+        """Learners with settings of their own."""
+        return [name for name, own in vars(self).items() if own != LearnerSettings()]

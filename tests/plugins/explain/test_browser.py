@@ -192,18 +192,25 @@ def test_the_quiz_runs_by_keyboard(opened: Opened, build: Build) -> None:
     opened.go(build("residual").file)
     page = opened.page
     page.keyboard.press("q")
+    seen = set()
     for asked in range(1, 9):
         correct = page.eval_on_selector_all(".choice", "b => b.findIndex(x => x.dataset.correct === 'yes')")
         count = page.locator(".choice").count()
         assert 3 <= count <= 4
+        covered = page.inner_text("#quiz-status").startswith("The numbers of this call are covered")
+        assert page.is_visible("#step-title") is not covered
+        seen.add(covered)
         answer = correct if asked % 2 else (correct + 1) % count
         page.keyboard.press(str(answer + 1))
         status = page.inner_text("#quiz-status")
         assert status.startswith("Correct." if asked % 2 else f"Wrong: number {correct + 1} is correct.")
         assert status.endswith(f"{(asked + 1) // 2} of {asked} correct.")
+        assert page.is_visible("#step-title")
         page.keyboard.press("n")
+    assert seen == {True, False}
     page.keyboard.press("Escape")
     assert not page.is_visible("#quiz")
+    assert page.is_visible("#step-title")
     page.keyboard.press("ArrowRight")  # the page handles its keys again
 
 
@@ -401,6 +408,17 @@ def test_blanks_are_checked_by_their_numbers(opened: Opened, build: Build) -> No
     assert not serious(opened)
     page.click("#code-show")
     assert page.locator(".blank").count() == 0
+
+
+def test_a_small_graph_has_its_numbers(opened: Opened, build: Build) -> None:
+    built = build("mlp")
+    opened.go(built.file, "#step=7")
+    for v in built.data["values"]:
+        drawn = opened.page.eval_on_selector_all(f"[data-value='{v['id']}'] .numbers text", "all => all.map(t => t.textContent)")
+        if drawn:
+            numbers = v["data"]["all"] + (v["cotangent"]["all"] if "cotangent" in v else [])
+            assert [float(t.replace("−", "-")) for t in drawn] == pytest.approx(numbers, abs=0.0051)
+    assert opened.page.locator(".box .numbers text").count() > 0
 
 
 def test_arrows_stay_after_the_backward_pass_and_the_map_shows_where(opened: Opened, build: Build) -> None:

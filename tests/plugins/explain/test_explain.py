@@ -20,16 +20,15 @@ from spikeprop.cli import main
 from spikeprop.errors import ExplainError, RecipeError
 from spikeprop.experiment.model_source import ModelRequest, find_model
 from spikeprop.plugins.activation_relaxation import ActivationRelaxation
-from spikeprop.plugins.explain import TrainingStep, explain, page_html, replay, trace_step, variants
+from spikeprop.plugins.explain import TrainingStep, explain, page_html, trace_step, variants
 from spikeprop.plugins.explain.data import page_data
-from spikeprop.plugins.explain.gallery import ENTRIES, subject_of, write_gallery
 from spikeprop.plugins.explain.html import FOLDER, SCRIPTS
 from spikeprop.plugins.explain.numbers import read, written
 from spikeprop.plugins.interlocking import Interlocking, PooledHead
 from spikeprop.plugins.map_propagation import MAPPropagation
 from spikeprop.snn import SpikingNetwork
 from tests.plugins.explain.conftest import Opened
-from tests.plugins.explain.subjects import attention, mlp, plain_gradients, spiking
+from tests.plugins.explain.subjects import attention, mlp, spiking
 
 
 def run(*arguments: str) -> str:
@@ -180,20 +179,6 @@ def test_wrapped_cross_entropy_is_recognised(monkeypatch: pytest.MonkeyPatch) ->
 def test_rules_need_labels() -> None:
     with pytest.raises(ExplainError, match="class labels"):
         variants(mlp(), trace_step(mlp()), {"AR": ActivationRelaxation()})
-
-
-def test_the_gallery(tmp_path: Path) -> None:
-    found = write_gallery(tmp_path)
-    index = (tmp_path / "index.html").read_text()
-    for name in ENTRIES:
-        assert f'href="{name}.html"' in index
-        assert (tmp_path / f"{name}.html").stat().st_size < 2e6
-        checks = found[name]["checks"]
-        assert checks["edges"] == checks["edges_that_match"]
-        assert checks["differences"]["differs"] == 0
-        expected, replayed = plain_gradients(subject_of(name)), replay(found[name])
-        for key, gradient in expected.items():
-            torch.testing.assert_close(replayed[key], gradient, rtol=1e-6, atol=1e-9)
 
 
 def test_pages_are_self_contained() -> None:

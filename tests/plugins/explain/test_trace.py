@@ -220,17 +220,85 @@ def test_large_networks_are_sampled_and_say_so() -> None:
         replay(page)
 
 
-class _Partial(nn.Module):
+class _ThroughView(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         h = x * 2
-        h[:, 0] = x[:, 1]
+        h[:, 0] += x[:, 1]
         return h
+
+
+class _StaleView(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        h = x * 2
+        row = h[0]
+        h[:, 0] = x[:, 1]
+        return h + row
+
+
+class _Writes(nn.Module):
+    """Writes into a constant, a slice, a mask and one entry, of a value, a number and a value of the tensor itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(3, 4), nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.first(x)
+        out = torch.zeros(2, 4, dtype=x.dtype)
+        out[:, :3] = h[:, 1:]
+        out[:, 3] = h[:, 0] * 2
+        out[out < -0.5] = 0.25
+        h[0, 3] = 7
+        h[1:] = h[:1] * 3
+        h[0] = h[1]
+        return self.last(out * h)
+
+
+def test_writes_into_parts_have_the_gradients_of_torch() -> None:
+    torch.manual_seed(0)
+    subject = TrainingStep(name="writes", model=_Writes(), x=torch.randn(2, 3), y=torch.tensor([0, 2]))
+    page = data_of(subject)
+    checks = page["checks"]
+    assert checks["edges"] == checks["edges_that_match"] == checks["edges_with_numbers"]
+    assert checks["values_whose_edges_add_up"] == checks["values"]
+    assert checks["differences"]["agrees"] == len(page["nodes"])
+    assert sum(node["name"] == "write" for node in page["nodes"]) == 6
+    expected, replayed = plain_gradients(subject), replay(page)
+    assert set(replayed) >= set(expected)
+    for name, gradient in expected.items():
+        torch.testing.assert_close(replayed[name], gradient, rtol=1e-9, atol=1e-12)
+
+
+def test_units_of_tokens_are_features_and_of_images_channels() -> None:
+    class OfTokens(nn.Sequential):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x).mean(1)
+
+    torch.manual_seed(0)
+    features, channels = nn.Linear(3, 4), nn.Conv2d(1, 4, 3)
+    for layer in (features, channels):
+        layer.bias.data = torch.tensor([-99.0, -99.0, 9.0, 9.0])  # type: ignore[union-attr]
+    head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    for model, x, axis in (
+        (OfTokens(features, nn.ReLU()), torch.randn(2, 5, 3), 2),
+        (nn.Sequential(channels, nn.ReLU(), *head), torch.randn(2, 1, 5, 5), 1),
+    ):
+        relu = data_of(TrainingStep(name="u", model=model, x=x, y=torch.tensor([2, 3])))["nodes"][1]
+        assert (relu["settings"]["units"], relu["flags"]) == (axis, ["dead"])
+
+
+def test_a_pad_with_a_number_is_not_taken_for_a_rearrangement() -> None:
+    """Applied to the numbers of entries, a pad with 2 gives the number of an entry."""
+    model = nn.Sequential(nn.Linear(3, 3), nn.ConstantPad1d(1, 2.0))
+    page = data_of(TrainingStep(name="pad", model=model, x=torch.randn(2, 3), y=torch.tensor([0, 4])))
+    assert [node["kind"] for node in page["nodes"]] == ["affine", "opaque", "cross_entropy"]
 
 
 @pytest.mark.parametrize(
     ("model", "loss", "message"),
     [
-        (_Partial(), F.cross_entropy, "writes into a part"),
+        (_ThroughView(), F.cross_entropy, "writes through a view"),
+        (_StaleView(), F.cross_entropy, "changed in place through a view"),
         (nn.Identity(), lambda s, y: s, "must be one number"),
         (nn.Flatten(), lambda s, y: s.detach().sum(), "nothing has a gradient"),
         (nn.Sequential(nn.Linear(3, 2)), lambda s, y: s.sum() * torch.inf, "the loss is"),

@@ -13,7 +13,7 @@ class App {
     this.story = new Story(this.net, toBackward);
     this.code = new CodePanel(this.net);
     this.edits = editPanel(this.net, () => this.changed());
-    this.quiz = new Quiz(this.net, this.find("quiz"), (node) => this.go(2 * this.count - 1 - node, false));
+    this.quiz = new Quiz(this.net, this.find("quiz"), (node, forward) => this.go(forward ? node : 2 * this.count - 1 - node, false));
     this.controls();
     this.panels();
     this.read();

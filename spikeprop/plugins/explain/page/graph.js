@@ -4,12 +4,19 @@
 
 const BOX = { width: 146, height: 88, gapX: 34, gapY: 20 };
 const LEAF = { width: 146, height: 54, gap: 8 };
+const NUMBERED = { calls: 8, width: 184, gap: 24, box: 100, leaf: 68, columns: 3, row: 9.5 }; // a graph of few calls has room for numbers
 const TOP = 52; // room for skip connections above the boxes
 const short = (name) => name.replace(/^(stages\.|layers\.)/, "").replace(/\.synapses\.\d+\.ops\.\d+/, "").replace(/^layers?_/, "layer ");
 
 class Graph {
   constructor(network, host, map, jump) {
     Object.assign(this, { network, host, map, jump });
+    const { nodes, complete, spiking } = network.data;
+    if (complete && !spiking && nodes.length <= NUMBERED.calls) {
+      BOX.width = LEAF.width = NUMBERED.width;
+      Object.assign(BOX, { height: NUMBERED.box, gapX: NUMBERED.gap });
+      LEAF.height = NUMBERED.leaf;
+    }
     this.open = new Set();
     this.depths = 1 + Math.max(...network.data.nodes.map((n) => (n.module ? n.module.split(".").length : 0)));
     this.depth = this.defaultDepth();
@@ -165,7 +172,7 @@ class Graph {
     texts[1].textContent = cut(what, 24);
     texts[2].textContent = flags.length ? "⚠" : "";
     texts[3].textContent = item.folds ? "+" : "";
-    item.pictures = this.pictures(g, 40, 40);
+    item.pictures = this.pictures(g, 40, BOX.height - 48);
     g.append(svg("title", {}, document.createTextNode(label)));
     this.pressable(g, () => this.activate(item));
     this.boxes.set(item, g);
@@ -178,7 +185,7 @@ class Graph {
     const g = svg("g", { class: `leaf ${v.role}`, transform: `translate(${leaf.x} ${leaf.y})`, role: "button", tabindex: "-1", "aria-label": label, "data-value": leaf.value },
       svg("rect", { width: LEAF.width, height: tall ? BOX.height : LEAF.height, rx: 14 }), svg("text", { x: 11, y: 16, class: "what" }), svg("title", {}, document.createTextNode(label)));
     g.querySelector("text").textContent = `${name.length > 14 ? `…${name.slice(-13)}` : name} ${shapeText(v.shape)}`.slice(0, 26);
-    leaf.pictures = this.pictures(g, tall ? 24 : 23, tall ? 56 : 24);
+    leaf.pictures = this.pictures(g, tall ? 24 : 23, tall ? BOX.height - 32 : LEAF.height - 30);
     leaf.output = leaf.value;
     this.pressable(g, () => this.jump(leaf.id));
     this.boxes.set(leaf, g);
@@ -195,7 +202,19 @@ class Graph {
     const width = (BOX.width - 24) / 2, place = (x, kind) => svg("image", { x, y, width, height, class: kind, preserveAspectRatio: "none" });
     const found = [place(9, "value"), place(15 + width, "gradient")];
     g.append(svg("g", {}, ...[9, 15 + width].map((x) => svg("rect", { x, y, width, height, class: "place" })), ...found));
+    found.forEach((image) => { image.numbers = svg("g", { class: "numbers", "aria-hidden": "true" }); g.append(image.numbers); });
     return found;
+  }
+
+  // The numbers of a tensor over its picture, where each has room.
+  number(image, view) {
+    const [x, y, width, height] = ["x", "y", "width", "height"].map((a) => Number(image.getAttribute(a))), { shape, all } = view || {};
+    const columns = shape && shape.length ? shape[shape.length - 1] : 1, rows_ = all ? all.length / columns : 0;
+    const fits = all && BOX.width === NUMBERED.width && shape.length < 3 && columns <= NUMBERED.columns && rows_ * NUMBERED.row <= height;
+    image.classList.toggle("numbered", Boolean(fits));
+    image.numbers.replaceChildren(...(fits ? Array.from(all, (v, i) => svg("text", {
+      x: x + (width * ((i % columns) + 0.5)) / columns, y: y + (height * (Math.floor(i / columns) + 0.5)) / rows_ + 3.5, "text-anchor": "middle",
+    }, document.createTextNode(inBrief(v)))) : []));
   }
 
   activate(item) {
@@ -238,6 +257,7 @@ class Graph {
       if (place.dataset.mark === mark) return;
       place.dataset.mark = mark;
       if (!mark) place.removeAttribute("href"); else place.setAttribute("href", pictureOf(view, picture));
+      this.number(place, mark ? view : null);
     };
     set(value, network.value(item.output), network.edited ? null : network.data.values[item.output].picture, reached, "v");
     set(gradient, network.cotangent(item.output), null, returned, "g");
@@ -281,6 +301,13 @@ class Graph {
     host.scrollTop = ((e.clientY - box.top) / box.height) * host.scrollHeight - host.clientHeight / 2;
   }
 }
+
+// A number in at most five characters: two decimals, or its size where these would say little.
+const inBrief = (x) => {
+  if (!Number.isFinite(x) || (Number.isInteger(x) && Math.abs(x) < 1e4)) return fmt(x);
+  const a = Math.abs(x);
+  return (a >= 0.0095 && a < 99.5 ? x.toFixed(2) : a >= 99.5 && a < 9999.5 ? x.toFixed(0) : x.toExponential(0)).replace("e+", "e").replace(/-/g, "−");
+};
 
 // A tensor as a picture: rows and columns of a matrix, maps of the first sample side by side, an image in its own colours.
 function pictureOf(view, picture) {

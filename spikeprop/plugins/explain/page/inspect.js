@@ -25,6 +25,8 @@ const WORDS = {
   keeps: "What the forward pass must remember for this call's backward step, in the network's own precision, without what earlier calls keep already.",
 };
 
+const FEW = 12; // entries of a weight whose edge is open from the start
+
 const where = (n) => `${n.module ? ` in ${n.module}` : ""}${n.step === null ? "" : `, time step ${n.step}`}`;
 const nameOf = (net, id) => {
   const v = net.data.values[id], from = net.source.get(id);
@@ -80,7 +82,7 @@ const largestOf = (data) => data.reduce((best, x, i) => (Math.abs(x) > Math.abs(
 
 function edgeView(net, node, edge) {
   const v = net.data.values[edge.value], out = net.data.values[node.outputs[0]].shape;
-  const open = v.role === "value" || v.role === "input" || net.edgesOf[node.id].length < 3;
+  const open = v.role === "value" || v.role === "input" || net.edgesOf[node.id].length < 3 || sizeOf(v.shape) <= FEW;
   const box = h("details", { class: "edge", open }, h("summary", {}, h("b", { text: `to ${nameOf(net, edge.value)}` }), ` — local derivatives: of ${shapeText(out)} outputs by ${shapeText(v.shape)} inputs`));
   const sums = h("div", { class: "sums" }, net.sums(edge).map((s) => sumView(net, node, edge, s)));
   box.append(sums, tensorView("downstream", net.downstream(edge)));

@@ -63,28 +63,27 @@ class Quiz {
     const { net } = this;
     if (!net.editable) return null;
     const found = net.data.nodes.filter((n) => n.kind === "relu").flatMap((n) => {
-      const { shape, all } = net.value(n.outputs[0]);
+      const { shape, all } = net.value(n.outputs[0]), axis = n.settings.units;
       if (shape.length < 2) return [];
-      const inner = sizeOf(shape.slice(2)), units = Array.from({ length: shape[1] }, (_, u) => all.every((v, i) => Math.floor(i / inner) % shape[1] !== u || v <= 0));
+      const inner = sizeOf(shape.slice(axis + 1)), units = Array.from({ length: shape[axis] }, (_, u) => all.every((v, i) => Math.floor(i / inner) % shape[axis] !== u || v <= 0));
       return units.filter((dead) => !dead).length >= 2 && units.includes(true) ? [{ n, units }] : [];
     });
     if (!found.length) return null;
     const { n, units } = this.pick(found), dead = units.indexOf(true), alive = this.shuffled(units.map((d, i) => (d ? -1 : i)).filter((i) => i >= 0)).slice(0, 3);
-    return { node: n, text: `Which unit of ${n.name}${where(n)} is dead for these samples?`, why: "It is zero for every sample; the slope of ReLU is 0 there, so nothing goes back and its weights do not learn.", answer: `unit ${dead}`, choices: this.shuffled([dead, ...alive]).map((i) => `unit ${i}`) };
+    return { node: n, forward: true, text: `Which unit of ${n.name}${where(n)} is dead for these samples?`, why: "It is zero for every sample; the slope of ReLU is 0 there, so nothing goes back and its weights do not learn.", answer: `unit ${dead}`, choices: this.shuffled([dead, ...alive]).map((i) => `unit ${i}`) };
   }
 
   // Where the gradient is largest.
   stop() {
     const { net } = this, sizes = net.data.values.filter((v) => v.role === "parameter" && v.cotangent).map((v) => ({ v, size: rms(net.cotangent(v.id)) })), chosen = this.shuffled(sizes).slice(0, 4).sort((a, b) => b.size - a.size);
     if (chosen.length < 3 || chosen[0].size <= 1.05 * chosen[1].size) return null;
-    const node = net.data.nodes.find((n) => n.inputs.includes(chosen[0].v.id));
-    return { node, text: `Which of these parameters has the largest gradient (root mean square), so that one step of plain gradient descent moves it most?`, why: chosen.map((c) => `${c.v.name} ${fmt(c.size, 3)}`).join(", ") + ".", answer: chosen[0].v.name, choices: this.shuffled(chosen.map((c) => c.v.name)) };
+    return { node: net.data.nodes[net.data.nodes.length - 1], text: `Which of these parameters has the largest gradient (root mean square), so that one step of plain gradient descent moves it most?`, why: chosen.map((c) => `${c.v.name} ${fmt(c.size, 3)}`).join(", ") + ".", answer: chosen[0].v.name, choices: this.shuffled(chosen.map((c) => c.v.name)) };
   }
 
   numeric(node, text, answer, wrong, why) {
     const choices = [fmt(answer)];
     [...wrong, answer * 1.5, answer * 10, answer + 1].forEach((x) => { if (choices.length < 4 && !choices.includes(fmt(x))) choices.push(fmt(x)); });
-    return { node, text, why, answer: choices[0], choices: this.shuffled(choices) };
+    return { node, text, why, hides: true, answer: choices[0], choices: this.shuffled(choices) };
   }
 
   shuffled(list) {
@@ -95,20 +94,26 @@ class Quiz {
 
   start() { this.host.hidden = false; this.host.parentElement.classList.add("asking"); this.ask(); }
 
-  end() { this.host.hidden = true; this.host.parentElement.classList.remove("asking"); }
+  end() { this.host.hidden = true; this.host.parentElement.classList.remove("asking"); this.cover(false); }
+
+  // While a question is open that gives all numbers it needs, the numbers of the call, which have the answer, are covered.
+  cover(on) { document.body.classList.toggle("guessing", on); }
 
   ask() {
     this.now = this.question();
     if (!this.now) {
       this.done = true;
+      this.cover(false);
       this.host.replaceChildren(h("h2", { id: "quiz-title", text: "Quiz" }), h("p", { role: "status", id: "quiz-text", text: "There is nothing to ask: no gradient of this network is other than zero." }), h("p", {}, h("button", { type: "button", onclick: () => this.end(), text: "End" })));
       this.host.querySelector("button").focus();
       return;
     }
     this.done = false;
-    this.jump(this.now.node.id);
+    this.jump(this.now.node.id, Boolean(this.now.forward));
+    this.cover(Boolean(this.now.hides));
     const buttons = this.now.choices.map((c, i) => h("button", { type: "button", class: "choice", "data-correct": c === this.now.answer ? "yes" : "no", onclick: () => this.answer(i) }, h("b", { text: `${i + 1} ` }), h("span", { text: c })));
-    this.status = h("p", { role: "status", "aria-live": "polite", id: "quiz-status", text: `${this.correct} of ${this.answered} correct so far` });
+    const covered = this.now.hides ? "The numbers of this call are covered until you answer. " : "";
+    this.status = h("p", { role: "status", "aria-live": "polite", id: "quiz-status", text: `${covered}${this.correct} of ${this.answered} correct so far` });
     this.host.replaceChildren(h("h2", { id: "quiz-title", text: "Quiz" }), h("p", { id: "quiz-text", text: this.now.text }), h("div", { class: "choices", role: "group", "aria-labelledby": "quiz-text" }, buttons), this.status, h("p", {}, h("button", { type: "button", id: "quiz-next", onclick: () => this.ask(), text: "Next question (N)" }), " ", h("button", { type: "button", onclick: () => this.end(), text: "End" })));
     buttons[0].focus();
   }
@@ -116,6 +121,7 @@ class Quiz {
   answer(i) {
     if (this.done || !this.now.choices[i]) return;
     this.done = true;
+    this.cover(false);
     this.answered += 1;
     const correct = this.now.choices[i] === this.now.answer;
     this.correct += correct;

@@ -29,11 +29,11 @@ class Story {
         h("div", {},
           h("p", { text: `For ${data.samples === 1 ? "this sample" : `these ${data.samples} samples`} the network's loss is L = ${fmt(data.loss, 6)}. Training asks of each of its ${parameterCount(net)} parameters: if it is nudged, what happens to the loss? Take the weight ${this.name()} = ${fmt(s.weight)}.` }),
           h("p", { class: "nudger" }, h("label", { for: "nudge", text: "Nudge it " }), this.slider), this.answer,
-          h("p", { text: `The answer is its gradient, ∂L/∂w = ${fmt(s.gradient)}: the loss changes by about ${fmt(s.gradient, 3)} times the nudge.${what} Backpropagation finds the gradients of all parameters at once, in one pass from the loss to the inputs; training then moves every parameter a little against its gradient.` }),
+          h("p", { text: `The answer is its gradient, ∂L/∂w = ${fmt(s.gradient)}: the loss changes by about ${fmt(s.gradient, 3)} times the nudge.${what} Backpropagation finds the gradients of all parameters at once, in one pass from the loss to the inputs; training then moves every parameter a little against its gradient: with a learning rate of 0.1, w becomes ${fmt(s.weight, 4)} − 0.1 × ${signed(s.gradient)} = ${fmt(s.weight - 0.1 * s.gradient, 4)}.` }),
           data.spiking ? h("p", { class: "aside", text: `A spiking network answers a nudge with nothing, or with a jump: a spike is there or not, so the true derivative is zero almost everywhere (measured here: ${fmt(s.measured)}). Its gradient uses a surrogate, the slope of a smoothed spike; it says in which direction a spike becomes more likely.` }) : null),
         this.plot),
       h("h3", { text: "The chain of numbers that answers" }),
-      h("p", { text: `The weight acts on the loss through a chain of calls. Each factor below is a local derivative: how much one entry of a call's output changes when one entry of its input changes. Along a path they multiply; over all paths the products add up.` }),
+      h("p", { text: `The weight acts on the loss through a chain of calls. Each factor below is a local derivative: how much one entry of a call's output (its place in brackets, the first number is the sample) changes when one entry of its input changes; where a weight is multiplied by an input, it is that input. Along a path they multiply; over all paths the products add up.` }),
       this.chain(),
     );
     this.nudge();
@@ -45,13 +45,13 @@ class Story {
     const row = (path) => {
       const factors = path.steps.filter((step) => !long || step.local !== 1).flatMap((step, i) => {
         const n = net.data.nodes[step.node], title = `${n.name}${where(n)}: entry ${at(step.output, step.to)} of its output`;
-        return [i ? h("span", { class: "times", text: "×" }) : null, h("button", { type: "button", class: "factor", title, "data-call": step.node, onclick: () => this.jump(step.node) }, h("b", { text: fmt(step.local, 4) }), h("span", { text: `${n.name}${n.step === null ? "" : ` t=${n.step}`}` }))];
+        return [i ? h("span", { class: "times", text: "×" }) : null, h("button", { type: "button", class: "factor", title, "data-call": step.node, onclick: () => this.jump(step.node) }, h("b", { text: fmt(step.local, 4) }), h("span", { text: `${n.name}${n.step === null ? "" : ` t=${n.step}`}` }), at(step.output, step.to) ? h("span", { text: at(step.output, step.to) }) : null)];
       });
       return h("li", { class: "path" }, h("span", { class: "times start", text: "w →" }), factors, h("span", { class: "times", text: "=" }), h("b", { class: "product", text: fmt(path.product, 4) }));
     };
     const shown = s.paths.reduce((t, p) => t + p.product, 0), many = s.paths.length > 1 || s.others !== null;
-    const rest = s.others === null ? "" : ` + ${fmt(s.others, 4)} over all other paths`;
-    const sum_ = many ? `${s.paths.map((p) => fmt(p.product, 4)).join(" + ")}${rest} = ` : "";
+    const rest = s.others === null ? "" : ` ${s.others < 0 ? "−" : "+"} ${fmt(Math.abs(s.others), 4)} over all other paths`;
+    const sum_ = many ? `${added(s.paths.map((p) => p.product))}${rest} = ` : "";
     return h("div", {}, h("ol", { class: "paths" }, s.paths.map(row)),
       h("p", { class: "chain-sum", id: "chain-sum", "data-sum": shown + (s.others || 0), text: `${many ? "Sum: " : ""}${sum_}${fmt(s.gradient)}, the gradient from torch ${s.matches ? "✓" : "✗"}` }),
       h("p", { class: "small", text: `The factors come from torch, one call at a time.${s.others === null ? " These are all paths from this weight to the loss that are not zero." : ` ${s.paths.length} paths with large products are shown; the others are what remains of the gradient. The ✓ says that the first factors of all paths, each times the gradient where it leads, add up to it.`} Backpropagation does not follow paths one by one: it goes back call by call, and at each it adds up what returns, so every local derivative is used once.${long ? " Calls with the factor 1, which add or only move numbers, are left out above." : ""} Activate a factor to see its call; the timeline below plays the pass.` }));
@@ -90,4 +90,6 @@ class Story {
   }
 }
 
+const signed = (x) => (x < 0 ? `(${fmt(x, 4)})` : fmt(x, 4));
+const added = (numbers) => numbers.map((x, i) => (i ? `${x < 0 ? "−" : "+"} ${fmt(Math.abs(x), 4)}` : fmt(x, 4))).join(" ");
 const parameterCount = (net) => net.data.values.filter((v) => v.role === "parameter" && v.cotangent).reduce((t, v) => t + sizeOf(v.shape), 0).toLocaleString("en");
