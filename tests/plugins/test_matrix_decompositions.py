@@ -405,6 +405,16 @@ def test_minimum_norm_finds_the_rank_of_dependent_integers(kind: torch.dtype, le
     torch.testing.assert_close(minimum_norm(torch.outer(u, v), b), wanted, rtol=bound, atol=bound)
 
 
+@pytest.mark.parametrize(
+    ("kind", "scale"), [(torch.float32, 1e-25), (torch.float32, 1e25), (torch.float64, 1e-180), (torch.float64, 1e180)]
+)
+def test_rank_does_not_depend_on_the_scale_of_the_matrix(kind: torch.dtype, scale: float) -> None:
+    dependent, full = (torch.tensor([[1, 2], [2, x], [3, 6]], dtype=kind) * scale for x in (4, 1))
+    qr(full.requires_grad_())
+    with pytest.raises(RankError, match="qr: column 1 depends on the columns before it"):
+        qr(dependent.requires_grad_())
+
+
 def test_minimum_norm_keeps_the_rank_of_independent_columns_far_apart_in_scale() -> None:
     full = torch.diag(torch.tensor([1.0, 1e-14], dtype=torch.float64))
     torch.testing.assert_close(minimum_norm(full, full.diagonal()), torch.ones(2, dtype=torch.float64))

@@ -95,9 +95,11 @@ def check_rank(r: Tensor, rows: int, check: str, pivots: Tensor | None) -> None:
     k, diagonal = min(r.shape[-2:]), r.diagonal(dim1=-2, dim2=-1)
     factor = 10 * rows**0.5 * torch.finfo(r.dtype).eps
     # sufficient, and half of the operations, which are the time where matrices are small
-    if not r.numel() or bool(torch.linalg.vector_norm(diagonal, -inf) > factor * torch.linalg.vector_norm(r)):
+    if not r.numel() or bool(torch.linalg.vector_norm(diagonal, -inf) > factor * rows**0.5 * torch.linalg.vector_norm(r, inf)):
         return
-    diagonal, bound = diagonal.abs(), factor * torch.linalg.vector_norm(r[..., :k], dim=-2)
+    largest = r[..., :k].abs().amax(-2, keepdim=True)  # squares of its entries would overflow or vanish in a norm
+    largest = torch.where(largest > 0, largest, torch.ones_like(largest))
+    diagonal, bound = diagonal.abs(), factor * largest.squeeze(-2) * torch.linalg.vector_norm(r[..., :k] / largest, dim=-2)
     sound = diagonal > bound  # False for NaN
     if bool(sound.all()):
         return
