@@ -101,7 +101,7 @@ def ours(folder: Path, pages: Any) -> str:
     page.wait_for_selector("html[data-ready=yes]", state="attached")
     texts = page.evaluate("Array.from({ length: 2 * app.count }, (_, i) => { app.go(i); return document.body.innerText })")
     page.evaluate("app.go(2 * app.count - 2)")
-    page.screenshot(path=folder / f"{OURS}.png", full_page=True, clip={"x": 0, "y": 0, "width": WIDTH, "height": 1400})
+    page.screenshot(path=folder / "explain.png", full_page=True, clip={"x": 0, "y": 0, "width": WIDTH, "height": 1400})
     file.unlink()
     return "\n".join(texts)
 
