@@ -1,6 +1,6 @@
 """JAX's derivative of the pivoted QR of a wide matrix against finite differences of JAX's own factors, and ours beside it.
 
-python benchmarks/jax_pivoted_qr.py --venv jax-venv
+python benchmarks/jax_pivoted_qr.py --venv jax-venv --out results/benchmarks/jax_pivoted_qr.json
 
 JAX is installed apart (``--version``), in a virtual environment that this program makes in the folder ``--venv``, or is taken
 from the interpreter ``--python``. The loss is sum(Q * W) + sum(R * V) for fixed random W and V, in float64; its gradient is
@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from spikeprop.plugins.matrix_decompositions import pivoted_qr
+from spikeprop.runtime.files import write_text
 
 STEP = 1e-6
 ABSENT = 3  # exit status: no JAX
@@ -110,6 +111,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--python", help="an interpreter that has JAX")
     parser.add_argument("--version", default="0.10.2", help="of JAX")
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--out", type=Path, help="write the results here as JSON")
     options = parser.parse_args(argv)
     if (options.venv is None) == (options.python is None):
         parser.error("give --venv or --python")
@@ -118,14 +120,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (subprocess.CalledProcessError, OSError) as error:
         print(f"JAX {options.version} cannot be installed: {str(getattr(error, 'stderr', '') or error).strip().splitlines()[-1]}")
         return ABSENT
+    results = []
     for seed in range(options.seeds):
         found = compared(python, seed)
         if isinstance(found, str):
             print(f"{python} has no JAX that works: {found}")
             return ABSENT
+        results.append(found)
         entry = ", ".join(f"{name} {value:.3f}" for name, value in found["worst entry of jax"].items())
         apart = ", ".join(f"{name} {value:.1e}" for name, value in found["apart"].items())
         print(f"jax {found['version']}, wide 2 x 4, seed {seed}: largest difference to bumps {apart}; an entry: {entry}")
+    if options.out:
+        write_text(options.out, json.dumps({"benchmark": "jax_pivoted_qr", "shape": [2, 4], "results": results}, indent=2) + "\n")
     return 0
 
 

@@ -42,9 +42,8 @@ def test_incomplete_batches_are_left_out_where_the_recipe_says_so() -> None:
 
 
 def test_validation_is_the_accuracy_of_its_images_and_changes_nothing() -> None:
-    data, ann = Digits(), nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.Dropout(), nn.Linear(32, 10))
-    ann[2].eval()  # a module that is kept in evaluation mode
-    ann[0].train(), ann[1].train()
+    data, first, kept = Digits(), nn.Linear(64, 32), nn.Dropout().eval()  # a module that stays in evaluation mode
+    ann = nn.Sequential(nn.Flatten(), first, kept, nn.Linear(32, 10))
     split, state = data.test(BATCH), TrainingState(ann, torch.optim.SGD(ann.parameters(), 0.1), 1, 1)
     before, modes = torch.get_rng_state(), [m.training for m in ann.modules()]
     found = Validation(split, 1437, None, 0)(state)
@@ -54,7 +53,7 @@ def test_validation_is_the_accuracy_of_its_images_and_changes_nothing() -> None:
     assert found["validation_images"] == sum(len(y) for _, y in batches) == 200
     assert found["validation"] == pytest.approx(ann_accuracy(ann, batches))
     with torch.no_grad():
-        ann[1].weight[0, 0] = torch.nan
+        first.weight[0, 0] = torch.nan
     assert Validation(split, 1437, None, 0)(state) == {}  # the training ends with an error of its own
     state.correct = None
     assert Validation(split, 1437, None, 0)(state) == {}

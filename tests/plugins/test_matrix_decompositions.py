@@ -381,7 +381,7 @@ def test_both_derivatives_are_in_float32_under_autocast(wide: bool) -> None:
             x = function(*inputs)
             y = (x * weights[: len(x), : x.shape[1]]).sum()
             first = torch.autograd.grad(y, inputs, create_graph=True, materialize_grads=True)
-            loss = sum((g * h).sum() for g, h in zip(first, (a, b)))
+            loss = torch.stack([(g * h).sum() for g, h in zip(first, (a, b))]).sum()
             return [*first, *torch.autograd.grad(loss, inputs, materialize_grads=True)]
 
     for function in functions:
