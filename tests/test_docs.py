@@ -250,6 +250,11 @@ def test_the_results_page_has_every_run_as_its_report() -> None:
         if "effective_snr_db" in report or "peak_db" in report:
             _check_snr(report, rows)
             continue
+        if "segments" in report:
+            for name, one in report["segments"].items():
+                idle = 100 * one["idle_seconds"] / (one["idle_seconds"] + one["busy_seconds"])
+                assert f"| `{name}` | {idle:.0f} | {one['memory_mb']:.0f} | {one['grown_mb']:.0f} |" in rows
+            continue
         row = next(row for row in rows if f"`{file.parent.name}`" in row)
         if "learners" in report:
             _check_learners(report, row)
