@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from spikeprop.evaluate import EarlyExit
     from spikeprop.recipe import Recipe
 
+SMOKE = "smoke run, not a result: a few examples and steps, to see that it runs; its figures say nothing about the method"
+
 
 @main.command(
     short_help="Run a recipe, or continue its run.", example="spikeprop run digits_cnn_stdb finetune.epochs=5 --out runs/mine"
@@ -92,6 +94,8 @@ def run_in_folder(
         _check(loaded.experiment, here=True)  # before the folder is made, since a folder belongs to one recipe
     with processes() as group:
         notify = say if group.rank == 0 else lambda _: None
+        if smoke and group.rank == 0:
+            write(SMOKE)
         with locked(path, group), deferred_signals(notify):
             if trained is not None:
                 group.on_rank_zero(lambda: take_over(trained, path))
@@ -100,9 +104,9 @@ def run_in_folder(
             notify(f"{loaded.name} -> {path}")
             report = loaded.experiment.run(Context(folder, loaded.name, notify, **context))
         if group.rank == 0:
-            table(report.name, report.rows)
+            table(f"{report.name}{', smoke run: not a result' if smoke else ''}", report.rows)
             write(f"\nreport: {folder.path / 'report.json'}")
-            result(recipe=loaded.name, folder=path, report=report.values)
+            result(recipe=loaded.name, folder=path, smoke=smoke, report=report.values)
     return path if group.rank == 0 else None
 
 
@@ -159,6 +163,8 @@ def sweep(context: click.Context, recipe: str, axes: tuple[str, ...], out: Path 
         raise click.UsageError(f"--{given[0]} is for trials on a cluster; add --on ray, or leave it out")
     plan = SweepPlan.of(recipe, axes, **settings)
     folder = out or Path("runs") / f"{Path(recipe).stem}-sweep"
+    if plan.smoke:
+        write(SMOKE)
     swept = Sweep(plan, folder, say)
     heads, rows = swept.run()
     columns(heads, rows)

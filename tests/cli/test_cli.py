@@ -574,6 +574,8 @@ def smoke(file: Path, tmp_path: Path, *overrides: str, lava: bool) -> None:
     simulate = [] if lava or not hasattr(experiment, "simulate") else ["simulate.samples=0"]
     result = spikeprop("run", file, *overrides, *simulate, "--smoke", "--out", tmp_path / "run")
     assert result.exit_code == 0, result.output
+    assert result.output.startswith("smoke run, not a result: ")
+    assert not re.search(r"\b(paper|published|draft)\b", result.output)  # a smoke run's link or length is none of theirs
     values = report(tmp_path / "run")
     if not hybrid:
         assert isinstance(experiment, ModelParallel) or (tmp_path / "run" / "report.png").exists()

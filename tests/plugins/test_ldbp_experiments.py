@@ -19,6 +19,7 @@ from spikeprop.experiment.context import Context
 from spikeprop.experiment.run_folder import RunFolder
 from spikeprop.learn import load_checkpoint, load_latest
 from spikeprop.plugins.ldbp_pmd import start, training
+from spikeprop.plugins.ldbp_pmd.single import PUBLISHED_LINK
 from spikeprop.plugins.ldbp_pmd.summary import summarise
 from spikeprop.recipe import Recipe, load_recipe
 from spikeprop.runtime.signals import deferred_signals
@@ -172,6 +173,19 @@ def test_summary_equals_hand_computed_values() -> None:
     assert values["iterations_to_1_percent"]["values"] == [10, 10]  # of the peak at constant rates, 20.6
     assert values["plateaus"]["4"] == {"LDBP": [40], "LDBP-PMD": [20, 20]}
     assert values["start_db"]["mean"] == 1.0
+
+
+def test_published_figures_stand_beside_their_own_link_alone() -> None:
+    assert single_link("ldbp_single") == PUBLISHED_LINK
+    assert load_recipe("ldbp_pmd").experiment._beside_the_paper()
+    for name in ("ldbp_wdm", "ldbp_drift", "ldbp_phase_noise"):
+        assert not load_recipe(name).experiment._beside_the_paper()
+    assert single_link("ldbp_single", "fibre.noise_factor=1.0") != PUBLISHED_LINK
+
+
+def single_link(*recipe: str) -> tuple[Any, ...]:
+    experiment = load_recipe(recipe[0], list(recipe[1:])).experiment
+    return experiment.fibre, experiment.signal, experiment.launch_power_dbm
 
 
 @pytest.mark.parametrize(

@@ -209,7 +209,9 @@ def test_published_figures_are_compared_by_welch() -> None:
     assert found == pytest.approx(ttest_ind(ours, theirs, equal_var=False).pvalue, rel=1e-9)
     assert published.welch([1.0], 0.0, 1.0) is None
     report = json.loads((ROOT / "results/map_acrobot/report.json").read_text())
-    compared = published.compared("Acrobot-v1", {"map": report["learners"]["map"]["whole_run"]["by_seed"]})
+    runs = {"map": report["learners"]["map"]["whole_run"]["by_seed"]}
+    compared = published.compared("Acrobot-v1", 500, runs)
+    assert not published.compared("Acrobot-v1", 4, runs)  # means over other episodes
     text = published.in_words(compared["map"])
     assert re.fullmatch(r"   published -100\.29 \(sd 5\.40, p 0\.04\d\); draft -119\.47 \(sd 18\.50, p 0\.6\d\)", text)
 

@@ -39,7 +39,7 @@ from spikeprop.plugins.ldbp_pmd.pictures import draw_pmd
 from spikeprop.plugins.ldbp_pmd.receiver import Backward, LearnedReceiver, make_receiver
 from spikeprop.plugins.ldbp_pmd.signals import Signal
 from spikeprop.plugins.ldbp_pmd.start import best_start, fit_to_equalizer, solved
-from spikeprop.plugins.ldbp_pmd.summary import JOINT, OURS, rows, summarise
+from spikeprop.plugins.ldbp_pmd.summary import JOINT, OURS, PUBLISHED, rows, summarise
 from spikeprop.plugins.ldbp_pmd.training import Course, Fitting, fit_receiver, load_receiver, processed, snr_of
 from spikeprop.plugins.reports import save_report
 from spikeprop.runtime.checks import at_least_one, distinct
@@ -138,6 +138,7 @@ class PolarisationMode:
             "repeats": again,
             "changes": changes,
             "drift": drift,
+            "published": PUBLISHED if self._beside_the_paper() else None,
             "mean_dgd_ps": self.fibre.mean_dgd * 1e12,
             "pmd_parameters": sum(p.numel() for p in self._receiver().pmd_parameters()),
         }
@@ -237,6 +238,13 @@ class PolarisationMode:
             link.blocks(self.train_blocks if train else 1, power, (self.seed, TRAIN, *place), sections),
             link.blocks(self.test_blocks, power, (self.seed, TEST, *place), sections),
         )
+
+    def _beside_the_paper(self) -> bool:
+        """Whether the paper's figures stand beside ours: the abstract's setting, one channel with a fixed PMD, at full length
+        and with 16-QAM and ideal lasers, as the recipe ldbp_pmd reproduces it."""
+        fibre, signal = self.fibre, self.signal
+        link = (fibre.spans, fibre.span_km, signal.symbol_rate, signal.modulation)
+        return link == (10, 80.0, 32.0, "16-QAM") and not (signal.neighbours or signal.linewidth_khz or self.drift)
 
     def _sections(self, realisation: int) -> Sections:
         return draw_sections(self.fibre, self._link().edges(), generator(realisation, SECTIONS))

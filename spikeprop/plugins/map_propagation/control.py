@@ -153,7 +153,9 @@ class Control:
             "window": window,
             "learners": {name: self._describe(runs[name], histories[name], window) for name in self.learners},
             "difference": differences(histories),
-            "published": compared(self.environment, {name: found.mean(1).tolist() for name, found in histories.items()}),
+            "published": compared(
+                self.environment, self.episodes, {name: found.mean(1).tolist() for name, found in histories.items()}
+            ),
         }
         return save_report(
             context,

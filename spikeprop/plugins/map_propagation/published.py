@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from typing import Any
 
 RUNS = 10  # of every figure
+EPISODES = {"CartPole-v1": 1000, "Acrobot-v1": 500, "LunarLander-v3": 2500, "MountainCarContinuous-v0": 500}  # of a complete run
 PUBLISHED: dict[str, dict[str, dict[str, tuple[float, float]]]] = {
     "CartPole-v1": {
         "map": {"published": (459.70, 13.89), "draft": (464.23, 7.51)},
@@ -41,13 +42,16 @@ PUBLISHED: dict[str, dict[str, dict[str, tuple[float, float]]]] = {
 }
 
 
-def compared(environment: str, found: dict[str, Sequence[float]]) -> dict[str, dict[str, Any]]:
+def compared(environment: str, episodes: int, found: dict[str, Sequence[float]]) -> dict[str, dict[str, Any]]:
     """The published figures of an environment, by learner and source, with Welch's p against our runs.
 
     Args:
         environment: name in gymnasium.
+        episodes: of our runs; a mean over a complete run is compared with that of as many episodes alone.
         found: our mean returns, by learner and seed.
     """
+    if EPISODES.get(environment) != episodes:
+        return {}
     return {
         learner: {source: {"mean": mean, "std": std, "p": welch(values, mean, std)} for source, (mean, std) in sources.items()}
         for learner, values in found.items()

@@ -366,6 +366,8 @@ def test_the_story_measures_a_nudge_and_multiplies_along_paths(opened: Opened, b
 def test_the_program_that_the_page_copies_gives_torchs_gradients(opened: Opened, build: Build, name: str) -> None:
     built = build(name)
     opened.go(built.file)
+    promised = "the loss changes by about" in opened.page.inner_text("#story")
+    assert promised != (built.data["spiking"] or built.data["story"] is None)  # the loss of spikes jumps
     opened.page.click("#code-run")
     count = len(built.data["program"]["gradients"])
     assert f"{count} of {count} gradients equal torch's" in opened.page.inner_text("#code-status")

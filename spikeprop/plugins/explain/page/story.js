@@ -16,21 +16,26 @@ class Story {
 
   get by() { return this.net.editable ? Number(this.slider.value) : this.points[Number(this.slider.value)]; }
 
+  // Behind spikes a gradient is a surrogate and no slope of the loss: it promises no amount. That of a readout's weight is one.
+  get jumps() { const { measured, gradient } = this.story; return this.net.data.spiking && Math.abs(measured - gradient) > 1e-4 * (Math.abs(measured) + Math.abs(gradient)); }
+
   name() { const v = this.net.data.values[this.story.value]; return `${v.name} ${place_(this.story.entry, v.shape)}`; }
 
   draw() {
     const { story: s, net } = this, { data } = net;
     this.answer = h("p", { id: "nudge-answer", role: "status", "aria-live": "off" });
     this.plot = h("div", { class: "nudge-plot" });
-    const what = data.spiking ? "" : ` The network itself, run again with the weight moved by a hair, gives a slope of ${fmt(s.measured)}.`;
+    const answer = this.jumps
+      ? `Training uses the surrogate gradient, ∂L/∂w = ${fmt(s.gradient)}: the slope of a network with smoothed spikes. The loss of this network stays, or jumps by another amount than the gradient times the nudge.`
+      : `The answer is its gradient, ∂L/∂w = ${fmt(s.gradient)}: the loss changes by about ${fmt(s.gradient, 3)} times the nudge. The network itself, run again with the weight moved by a hair, gives a slope of ${fmt(s.measured)}.`;
     this.element.replaceChildren(
       h("h2", { id: "story-title", text: "One weight, and the loss" }),
       h("div", { class: "story" },
         h("div", {},
           h("p", { text: `For ${data.samples === 1 ? "this sample" : `these ${data.samples} samples`} the network's loss is L = ${fmt(data.loss, 6)}. Training asks of each of its ${parameterCount(net)} parameters: if it is nudged, what happens to the loss? Take the weight ${this.name()} = ${fmt(s.weight)}.` }),
           h("p", { class: "nudger" }, h("label", { for: "nudge", text: "Nudge it " }), this.slider), this.answer,
-          h("p", { text: `The answer is its gradient, ∂L/∂w = ${fmt(s.gradient)}: the loss changes by about ${fmt(s.gradient, 3)} times the nudge.${what} Backpropagation finds the gradients of all parameters at once, in one pass from the loss to the inputs; training then moves every parameter a little against its gradient: with a learning rate of 0.1, w becomes ${fmt(s.weight, 4)} − 0.1 × ${signed(s.gradient)} = ${fmt(s.weight - 0.1 * s.gradient, 4)}.` }),
-          data.spiking ? h("p", { class: "aside", text: `A spiking network answers a nudge with nothing, or with a jump: a spike is there or not, so the true derivative is zero almost everywhere (measured here: ${fmt(s.measured)}). Its gradient uses a surrogate, the slope of a smoothed spike; it says in which direction a spike becomes more likely.` }) : null),
+          h("p", { text: `${answer} Backpropagation finds the gradients of all parameters at once, in one pass from the loss to the inputs; training then moves every parameter a little against its gradient: with a learning rate of 0.1, w becomes ${fmt(s.weight, 4)} − 0.1 × ${signed(s.gradient)} = ${fmt(s.weight - 0.1 * s.gradient, 4)}.` }),
+          this.jumps ? h("p", { class: "aside", text: `A spiking network answers a nudge with nothing, or with a jump: a spike is there or not, so the true derivative is zero almost everywhere (measured here: ${fmt(s.measured)}). Its gradient uses a surrogate, the slope of a smoothed spike; it says in which direction a spike becomes more likely.` }) : null),
         this.plot),
       h("h3", { text: "The chain of numbers that answers" }),
       h("p", { text: `The weight acts on the loss through a chain of calls. Each factor below is a local derivative: how much one entry of a call's output (its place in brackets, the first number is the sample) changes when one entry of its input changes; where a weight is multiplied by an input, it is that input. Along a path they multiply; over all paths the products add up.` }),
@@ -68,7 +73,7 @@ class Story {
     const { by, story: s, net } = this, L = net.data.loss, now = this.lossAt(by), line = L + s.gradient * by, sign = (x) => (x >= 0 ? `+${fmt(x, 4)}` : fmt(x, 4));
     this.slider.setAttribute("aria-valuetext", sign(by));
     this.answer.dataset.loss = now;
-    this.answer.replaceChildren(`w ${sign(by)}: the loss goes from ${fmt(L, 5)} to `, h("b", { text: fmt(now, 5) }), ` (${sign(now - L)}). The gradient says ${fmt(s.gradient, 4)} × ${fmt(by, 3)} = ${sign(line - L)}.`);
+    this.answer.replaceChildren(`w ${sign(by)}: the loss goes from ${fmt(L, 5)} to `, h("b", { text: fmt(now, 5) }), ` (${sign(now - L)}). ${this.jumps ? "With smoothed spikes" : "The gradient says"} ${fmt(s.gradient, 4)} × ${fmt(by, 3)} = ${sign(line - L)}.`);
     this.plot.replaceChildren(this.curve(by, now));
   }
 
