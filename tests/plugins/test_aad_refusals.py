@@ -379,6 +379,13 @@ MANY = PseudoRandom(paths=2048, groups=4)
         (lambda: price(BlackScholes(spot=100, volatility=0.2, rate=math.nan), CALL, MANY), "rate of BlackScholes is nan; it"),
         (lambda: risk(_with_a_rate_of(math.inf), CALL, MANY), "rate of BlackScholes is inf; it must be a finite number"),
         (lambda: bump(MODEL, CALL, MANY, "spot", 0, math.nan), "size is nan; it must be a finite number"),
+        *(
+            (
+                lambda f=f: f(BlackScholes(spot=1e306, volatility=0.01), European(strike=0, maturity=1), MANY),
+                "the price of European is inf .* too large for floating-point numbers; count in a larger unit",
+            )
+            for f in (price, risk)
+        ),
         (lambda: price(_with_a_rate_of(800.0), CALL, MANY), "the price at 1 years is inf on path 0 of group 0: the parameters"),
         (
             lambda: price(_Holed(spot=100, volatility=0.2), HIDDEN, MANY),

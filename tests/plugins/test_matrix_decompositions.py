@@ -415,6 +415,14 @@ def test_rank_does_not_depend_on_the_scale_of_the_matrix(kind: torch.dtype, scal
         qr(dependent.requires_grad_())
 
 
+@pytest.mark.parametrize(
+    ("kind", "size"), [(torch.float32, 3e38), (torch.float32, 1e-45), (torch.float64, 1e308), (torch.float64, 5e-324)]
+)
+def test_minimum_norm_at_the_ends_of_the_range(kind: torch.dtype, size: float) -> None:
+    a = torch.full((4, 2), size, dtype=kind)
+    torch.testing.assert_close(minimum_norm(a, a[:, 0]), torch.full((2,), 0.5, dtype=kind))
+
+
 def test_minimum_norm_keeps_the_rank_of_independent_columns_far_apart_in_scale() -> None:
     full = torch.diag(torch.tensor([1.0, 1e-14], dtype=torch.float64))
     torch.testing.assert_close(minimum_norm(full, full.diagonal()), torch.ones(2, dtype=torch.float64))

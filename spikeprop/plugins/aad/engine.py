@@ -32,7 +32,7 @@ from spikeprop.plugins.aad.paths import Batch, Paths
 from spikeprop.plugins.aad.probe import Probe, check_derivative, probed, undifferentiable
 from spikeprop.plugins.aad.products import Product, singles
 from spikeprop.plugins.aad.report import Audit, Estimate, Price, Risk
-from spikeprop.plugins.aad.soundness import check_parameters, check_payoffs, check_simulated
+from spikeprop.plugins.aad.soundness import check_parameters, check_payoffs, check_price, check_simulated
 from spikeprop.plugins.aad.tally import Tally, finished, groups_of
 from spikeprop.plugins.aad.unseen import Seen, warn_of_one_value, warn_of_zeros
 
@@ -111,6 +111,8 @@ def _prices(model: Model, product: Product, paths: Paths, batch: int, threads: i
     for count, values in groups_of(partial(_values, model, product, paths, prepared, seen), paths.batches(batch), threads):
         tally.add(count, values)
     found = finished(tally, paths, torch.tensor(spreads, dtype=torch.float64))
+    for i, column in enumerate(columns):
+        check_price(column, found.part(i))
     if not tested:
         for column, one in zip(columns, seen):
             if one.same:
@@ -138,6 +140,7 @@ def _risks(model: Model, product: Product, paths: Paths, second_order: bool, bat
     seconds, found = time.perf_counter() - started, []
     for i, (column, one) in enumerate(zip(columns, seen)):
         part = total.part(slice(i * sweep.rows, (i + 1) * sweep.rows))
+        check_price(column, part.part((0, 0)))
         _check_result(part.value[0], one, column)
         values = _by_parameter(part.part((0, slice(1, None))), leaves)
         second = _second(part, values, model, leaves) if second_order else {}

@@ -12,6 +12,7 @@ from spikeprop.errors import MarketError
 from spikeprop.plugins.aad.models import Model
 from spikeprop.plugins.aad.paths import Batch
 from spikeprop.plugins.aad.products import Product, singles
+from spikeprop.plugins.aad.report import Estimate
 
 
 def check_parameters(model: Model) -> None:
@@ -60,6 +61,15 @@ def check_payoffs(product: Product, batch: Batch, spots: Tensor, payoffs: Tensor
         f"the payoff of {name} is {value:g} on {_path(batch, at[0])}, with the prices {shown}: it must be a finite number; find "
         "the division by zero, the logarithm or root of a negative number, or the infinity"
     )
+
+
+def check_price(product: Product, found: Estimate) -> None:
+    """Raise MarketError for a price or standard error that is not finite, although all payoffs are: their sums are too large."""
+    if not bool((found.value + found.standard_error).isfinite()):
+        raise MarketError(
+            f"the price of {product.described()} is {float(found.value):g} +- {float(found.standard_error):g}: sums of its payoffs "
+            "are too large for floating-point numbers; count in a larger unit"
+        )
 
 
 def _path(batch: Batch, index: int) -> str:

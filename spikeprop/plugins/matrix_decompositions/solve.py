@@ -76,7 +76,10 @@ def minimum_norm(A: Tensor, b: Tensor, *, rtol: float | None = None) -> Tensor:
         rtol = 10 * max(A.shape) ** 0.5 * torch.finfo(A.dtype).eps
     elif not 0 <= rtol < 1:
         raise ValueError(f"minimum_norm: rtol is {rtol:g}; it must lie from 0 to below 1")
-    x = _MinimumNorm.apply(A, right, rtol, None)
+    largest = A.detach().abs().max() if A.numel() else torch.zeros((), dtype=right.real.dtype)
+    exponent = max(int(at.exponent) for at in map(torch.frexp, (largest, torch.full_like(largest, torch.finfo(A.dtype).tiny))))
+    scale = 0.5**exponent  # a power of two, so nothing is rounded, and norms of columns do not overflow
+    x = _MinimumNorm.apply(A * scale, right * scale, rtol, None)
     return x.squeeze(-1) if vectors else x
 
 
