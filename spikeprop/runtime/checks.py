@@ -5,11 +5,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from spikeprop.runtime.arguments import is_real, shown
+
+
+def _number(settings: Any, name: str) -> Any:
+    """The attribute; raises ValueError unless it is a number."""
+    value = getattr(settings, name)
+    if not is_real(value):
+        raise ValueError(f"{name} is {shown(value)}; it must be a real number")
+    return value
+
 
 def positive(settings: Any, *names: str) -> None:
     """Raises ValueError unless each of these attributes is above 0."""
     for name in names:
-        if not getattr(settings, name) > 0:
+        if not _number(settings, name) > 0:
             raise ValueError(f"{name} is {getattr(settings, name)}; it must be positive")
 
 
@@ -17,21 +27,21 @@ def positive_or_null(settings: Any, *names: str) -> None:
     """Raises ValueError unless each of these attributes is None or above 0."""
     for name in names:
         value = getattr(settings, name)
-        if value is not None and not value > 0:
+        if value is not None and not _number(settings, name) > 0:
             raise ValueError(f"{name} is {value}; it must be positive, or null")
 
 
 def not_negative(settings: Any, *names: str, hint: str = "") -> None:
     """Raises ValueError unless each of these attributes is at least 0; ``hint`` ends the message."""
     for name in names:
-        if not getattr(settings, name) >= 0:
+        if not _number(settings, name) >= 0:
             raise ValueError(f"{name} is {getattr(settings, name)}; it cannot be negative{hint}")
 
 
 def at_least_one(settings: Any, *names: str) -> None:
     """Raises ValueError unless each of these attributes is at least 1."""
     for name in names:
-        if not getattr(settings, name) >= 1:
+        if not _number(settings, name) >= 1:
             raise ValueError(f"{name} is {getattr(settings, name)}; it must be at least 1")
 
 
@@ -43,7 +53,7 @@ def one_of(settings: Any, name: str, *known: str) -> None:
 
 def in_percent(settings: Any, name: str) -> None:
     """Raises ValueError unless this attribute lies in (0, 100]."""
-    if not 0 < getattr(settings, name) <= 100:
+    if not 0 < _number(settings, name) <= 100:
         raise ValueError(f"{name} is {getattr(settings, name)}; it lies in (0, 100]")
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any, get_type_hints
 
 import numpy as np
 import pytest
@@ -11,6 +13,7 @@ import torch
 from torch import Tensor
 
 from spikeprop.errors import MarketError
+from spikeprop.plugins import aad
 from spikeprop.plugins.aad import (
     Autocall,
     Bachelier,
@@ -32,8 +35,12 @@ from spikeprop.plugins.aad import (
     risk,
     simulated,
 )
+from spikeprop.plugins.aad.barrier import BarrierRisk
+from spikeprop.plugins.aad.closed_forms import bachelier, black_scholes, bond_option
+from spikeprop.plugins.aad.differential import BasketTask, DifferentialLearning
 from spikeprop.plugins.aad.models import Parameters, Prepared, at_least
 from spikeprop.plugins.aad.paths import Batch
+from spikeprop.plugins.aad.twin import Examples, TwinNet, TwinTraining, fit_surrogate
 
 MODEL = BlackScholes(spot=100, volatility=0.2, rate=0.02)
 DATES = (0.5, 1.0)
@@ -399,7 +406,7 @@ MANY = PseudoRandom(paths=2048, groups=4)
             lambda: prices(MODEL, Book(products={"call": European(strike=100, maturity=0.5), "root": ROOT}), MANY),
             r"the payoff of Book \(root\) is nan on path",
         ),
-        (lambda: price(MODEL, European(strike=100, maturity=math.inf), MANY), "the last date is inf; it must be a finite number"),
+        (lambda: price(MODEL, European(strike=100, maturity=math.inf), MANY), "maturity is inf; it must be a finite number"),
         (
             lambda: Autocall(maturity=1, calls=1, trigger=1, protection=0.6, coupon=math.nan, references=[100], width=0.1),
             "coupon is nan; it must be a finite number",
@@ -423,3 +430,58 @@ def test_report_has_an_audit_of_every_parameter() -> None:
     assert str(result.audits["spot"]).startswith("spot: adjoint ")
     for one in audits.values():
         assert one["adjoint"] == pytest.approx(one["bump"], abs=one["error"] + 0.01 * abs(one["bump"]))
+
+
+RESULTS = {"Audit", "Estimate", "Price", "Risk", "Smoothing"}  # nobody writes one
+TAKES: list[Callable[..., Any]] = [
+    *(getattr(aad, name) for name in aad.__all__ if name not in RESULTS | {"above"}),
+    *(black_scholes, bachelier, bond_option, BasketTask, DifferentialLearning, BarrierRisk),
+    *(Examples, TwinNet, TwinTraining, fit_surrogate, Bermudan.fitted, aad.Estimate.interval, Risk.table),
+]
+
+
+@pytest.mark.parametrize("takes", [one for one in TAKES if not inspect.isabstract(one)], ids=lambda one: one.__qualname__)
+def test_argument_of_another_kind_is_refused_by_its_name(takes: Any) -> None:
+    """Each argument of everything that the plugin offers, and the flags among them by what counts as true or false too."""
+    kinds = get_type_hints(takes.__init__ if inspect.isclass(takes) and not hasattr(takes, "__dataclass_fields__") else takes)
+    checked = [name for name in inspect.signature(takes).parameters if name in kinds and kinds[name] is not Any]
+    assert checked
+    for name in checked:
+        for other in (object(), *(("put", 1, None, math.nan) if kinds[name] is bool else ())):
+            with pytest.raises(MarketError, match=rf"^{name} is .*; it must be ") as told:
+                takes(**{name: other})
+            assert kinds[name] is not bool or str(told.value).endswith("it must be True or False")
+
+
+@pytest.mark.parametrize(
+    ("work", "says"),
+    [
+        (lambda: European(strike=100, maturity=-1), "maturity is -1; it must be above 0"),
+        (lambda: Basket(weights=[1], strike=100, maturity=0), "maturity is 0; it must be above 0"),
+        (lambda: European(strike=True, maturity=1), "strike is True; it must be a real number"),
+        (lambda: Sobol(paths=1e4), r"paths is 10000\.0; it must be a whole number"),  # type: ignore[arg-type]
+        (lambda: Bachelier(spots=[1, "2"], volatilities=[1, 1]), r"spots\[1\] is '2'; it must be a real number"),  # type: ignore[list-item]
+        (
+            lambda: Bachelier(spots=[1, 2], volatilities=[1, 1], correlations=[[1, "a"], [0, 1]]),  # type: ignore[list-item]
+            r"correlations\[0\]\[1\] is 'a'; it must be a real number",
+        ),
+        (lambda: Book(products=[CALL]), "; it must be a mapping of names to Product, such as European"),  # type: ignore[arg-type]
+        (lambda: Book(products={"a": MODEL}), r"products\['a'\] is BlackScholes\(\.\.\.\); it must be of class Product"),  # type: ignore[dict-item]
+        (lambda: risk(CALL, MODEL, MANY), r"model is European\(.*; it must be of class Model, such as BlackScholes"),  # type: ignore[arg-type]
+        (lambda: risk(MODEL, CALL, 4096), "paths is 4096; it must be of class Paths, such as PseudoRandom"),  # type: ignore[arg-type]
+        (lambda: bump(MODEL, CALL, MANY, "vega", 0, 0.1), "name is 'vega'; BlackScholes has spot, volatility, rate, dividend"),
+        (lambda: bump(MODEL, CALL, MANY, "spot", 1, 0.1), "index is 1; spot of BlackScholes has 1 numbers, counted from 0"),
+    ],
+)  # fmt: skip
+def test_wrong_argument_is_named_with_what_it_must_be(work: Callable[[], object], says: str) -> None:
+    with pytest.raises(MarketError, match=says):
+        work()
+
+
+def test_scalars_of_numpy_and_torch_are_numbers() -> None:
+    put = European(strike=np.float32(100), maturity=torch.tensor(1.0), call=np.bool_(False))  # type: ignore[arg-type]
+    paths = PseudoRandom(paths=1024)
+    expected = price(MODEL, European(strike=100, maturity=1.0, call=False), paths)
+    assert price(MODEL, put, paths).value == pytest.approx(expected.value)
+    two = Bachelier(spots=torch.tensor([1.0, 2.0]), volatilities=np.array([0.1, 0.2]), correlations=torch.eye(2))  # type: ignore[arg-type]
+    assert two.assets == 2

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import importlib
 import json
+import math
 import os
 from collections.abc import Callable
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -308,7 +310,10 @@ def test_invalid_arguments_are_refused() -> None:
         (lambda: pivoted_qr(a[0]), r"pivoted_qr: A has shape \(2,\)"),
         (lambda: minimum_norm(a[None], a[None, :, :1]), "minimum_norm: A has shape .* ranks differ in a batch"),
         (lambda: minimum_norm(a / 0, a), "minimum_norm: A is not finite"),
-        (lambda: minimum_norm(a, a, rtol=float("nan")), "minimum_norm: rtol is nan; it must lie from 0 to below 1"),
+        (lambda: minimum_norm(a, a, rtol=float("nan")), "minimum_norm: rtol is nan; it must be a number from 0 to below 1"),
+        (lambda: minimum_norm(a, a, rtol="tiny"), "minimum_norm: rtol is 'tiny'; it must be a number"),  # type: ignore[arg-type]
+        (lambda: apply_q(a, a, adjoint="no"), "apply_q: adjoint is 'no'; it must be True or False"),  # type: ignore[arg-type]
+        (lambda: least_squares(a.half(), a), "least_squares: A is torch.float16"),
         (lambda: qr(a, "full"), "qr: mode is 'full'; use reduced, complete or r"),  # type: ignore[arg-type]
         (lambda: lq(a, "r"), "lq: mode is 'r'; use reduced, complete or l"),  # type: ignore[arg-type]
         (lambda: qr(a, null_space="yes"), "null_space is 'yes'; use refuse, checked, invariant"),  # type: ignore[arg-type]
@@ -317,6 +322,53 @@ def test_invalid_arguments_are_refused() -> None:
     ):
         with pytest.raises(ValueError, match=says):
             call()
+
+
+@pytest.mark.parametrize("function", [qr, lq, pivoted_qr, least_squares, minimum_norm, apply_q])
+def test_what_is_no_tensor_is_named(function: Callable[..., Any]) -> None:
+    a, name = torch.ones(3, 2), function.__name__
+    second = {"least_squares": "b", "minimum_norm": "b", "apply_q": "C"}.get(name)
+    others = (a,) if second else ()
+    for other in (a.numpy(), [[1.0]], "A", None):
+        with pytest.raises(ValueError, match=rf"^{name}: A is of class {type(other).__name__}; .*torch\.as_tensor"):
+            function(other, *others)
+        if second:
+            with pytest.raises(ValueError, match=f"^{name}: {second} is of class {type(other).__name__}"):
+                function(a, other)
+    if function is not minimum_norm:
+        with pytest.raises(ValueError, match=f"^{name}: check is 'no'; it must be True or False"):
+            function(a, *others, check="no")
+
+
+@pytest.mark.parametrize("wide", [False, True])
+def test_deficient_least_squares_refers_to_minimum_norm(wide: bool) -> None:
+    a = torch.ones(2, 4, dtype=torch.float64) if wide else torch.ones(4, 3, dtype=torch.float64)
+    b = torch.arange(1.0, len(a) + 1, dtype=a.dtype)
+    with pytest.raises(
+        RankError, match=r"^least_squares.* column 1 depends on .*; minimum_norm\(A, b\) gives the smallest"
+    ) as told:
+        least_squares(a, b)
+    assert "check=False" not in str(told.value)
+    torch.testing.assert_close(minimum_norm(a, b), torch.linalg.pinv(a) @ b)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_what_is_not_finite_passes_or_is_refused(value: float) -> None:
+    """Whatever entry it is, some factor shows it; x shows that of b, and that of A is refused."""
+    m, n = SHAPES["deep"]
+    for i, j in product(range(m), range(n)):
+        a = matrix("deep")
+        a[i, j] = value
+        for x in (a, a.mT):
+            for function in (qr, lq, pivoted_qr):
+                found: Any = function(x)
+                assert not all(bool(one.isfinite().all()) for one in found[:2])
+            with pytest.raises(RankError, match="not finite"):
+                least_squares(x, torch.ones(len(x), dtype=x.dtype))
+    b = torch.ones(m, dtype=torch.float64)
+    b[1] = value
+    for solve in (least_squares, minimum_norm):
+        assert not solve(matrix("deep"), b).isfinite().any()
 
 
 def test_least_squares_solves_both_ways_with_both_derivatives() -> None:

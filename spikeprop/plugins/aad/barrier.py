@@ -22,6 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from spikeprop.errors import MarketError
 from spikeprop.evaluate import Report
 from spikeprop.experiment.context import Context
 from spikeprop.plugins.aad.engine import bump, price, risk
@@ -32,12 +33,14 @@ from spikeprop.plugins.aad.products import UpAndOut
 from spikeprop.plugins.aad.report import Audit, Estimate, Risk, draw_surfaces
 from spikeprop.plugins.reports import save_report
 from spikeprop.recipe import Component
+from spikeprop.runtime.arguments import typed
 from spikeprop.runtime.files import write_text
 from spikeprop.runtime.seeding import generator
 
 Work = Callable[[], dict[str, Any]]
 
 
+@typed(MarketError)
 @dataclass(frozen=True, kw_only=True)
 class BarrierRisk:
     """The risk report of an up-and-out call.

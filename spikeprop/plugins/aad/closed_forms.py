@@ -13,11 +13,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from spikeprop.errors import MarketError
+from spikeprop.runtime.arguments import typed
+
 SHIFT = 0.5825971579390107  # -zeta(1/2) / sqrt(2 pi)
 
 
+@typed(MarketError)
 def black_scholes(
-    spot: Any, strike: float, maturity: float, volatility: Any, *, rate: Any = 0.0, dividend: Any = 0.0, call: bool = True
+    spot: Any, strike: Any, maturity: float, volatility: Any, *, rate: Any = 0.0, dividend: Any = 0.0, call: bool = True
 ) -> Tensor:
     """Price of a European option."""
     spot, volatility, rate, dividend = _tensors(spot, volatility, rate, dividend)
@@ -29,7 +33,8 @@ def black_scholes(
     return sign * (-rate * maturity).exp() * value
 
 
-def bachelier(forward: Any, strike: float, deviation: Any, *, call: bool = True) -> Tensor:
+@typed(MarketError)
+def bachelier(forward: Any, strike: Any, deviation: Any, *, call: bool = True) -> Tensor:
     """Mean of max(X - strike, 0), or of max(strike - X, 0) for a put, for a normal X with this mean and standard deviation."""
     forward, deviation = _tensors(forward, deviation)
     d = (forward - strike) / deviation * (1 if call else -1)
@@ -92,8 +97,9 @@ def sabr_volatility(forward: Any, strike: float, maturity: float, *, alpha: Any,
     return alpha / below * z / x * (1 + (rise + (2 - 3 * rho.square()) / 24 * nu.square()) * maturity)
 
 
+@typed(MarketError)
 def bond_option(
-    expiring: Any, paid: Any, strike: float, expiry: float, maturity: float, *, reversion: Any, volatility: Any, call: bool = True
+    expiring: Any, paid: Any, strike: Any, expiry: float, maturity: float, *, reversion: Any, volatility: Any, call: bool = True
 ) -> Tensor:
     """Option on a zero-coupon bond, from the present prices of the bonds that mature at the option's expiry and at the bond's
     maturity."""

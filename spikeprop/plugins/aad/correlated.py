@@ -21,8 +21,10 @@ from spikeprop.plugins.aad.models import (
     pair_labels,
     step_score,
 )
+from spikeprop.runtime.arguments import typed
 
 
+@typed(MarketError)
 class Correlated(Model):
     """Multi-asset Black-Scholes and local volatility.
 

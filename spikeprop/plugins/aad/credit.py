@@ -19,8 +19,10 @@ from torch import Tensor
 from spikeprop.errors import MarketError
 from spikeprop.plugins.aad.local_volatility import increasing
 from spikeprop.plugins.aad.models import Model, Parameters, Prepared, Scenarios, at_least, number
+from spikeprop.runtime.arguments import typed
 
 
+@typed(MarketError)
 class Credit(Model):
     """A model whose discount factors are those of a loss by default since the date before.
 

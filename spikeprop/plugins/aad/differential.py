@@ -28,6 +28,7 @@ from spikeprop.plugins.aad.closed_forms import bachelier
 from spikeprop.plugins.aad.models import Bachelier, at_least
 from spikeprop.plugins.aad.twin import Examples, TwinTraining, fit_surrogate
 from spikeprop.plugins.reports import save_report
+from spikeprop.runtime.arguments import typed
 from spikeprop.runtime.checks import distinct
 from spikeprop.runtime.seeding import generator
 
@@ -35,6 +36,7 @@ ARMS = ("values alone", "values and differentials")
 COLORS = {"values alone": GREY, "values and differentials": ORANGE}
 
 
+@typed(MarketError)
 class BasketTask:
     """A call on a basket of Bachelier assets, priced at T1.
 
@@ -94,6 +96,7 @@ def _uniform(low: float, high: float, shape: tuple[int, ...], draws: torch.Gener
     return low + (high - low) * torch.rand(shape, generator=draws, dtype=torch.float64)
 
 
+@typed(MarketError)
 @dataclass(frozen=True, kw_only=True)
 class DifferentialLearning:
     """Compare training on values with training on values and differentials.

@@ -27,7 +27,7 @@ from torch import Tensor
 
 from spikeprop.errors import MarketError
 from spikeprop.plugins.aad.audit import audits
-from spikeprop.plugins.aad.models import Model, Parameters, Prepared, Scenarios, at_least
+from spikeprop.plugins.aad.models import Model, Parameters, Prepared, Scenarios, at_least, check_name
 from spikeprop.plugins.aad.paths import Batch, Paths
 from spikeprop.plugins.aad.probe import Probe, check_derivative, probed, undifferentiable
 from spikeprop.plugins.aad.products import Product, singles
@@ -35,12 +35,14 @@ from spikeprop.plugins.aad.report import Audit, Estimate, Price, Risk
 from spikeprop.plugins.aad.soundness import check_parameters, check_payoffs, check_price, check_simulated
 from spikeprop.plugins.aad.tally import Tally, finished, groups_of
 from spikeprop.plugins.aad.unseen import Seen, warn_of_one_value, warn_of_zeros
+from spikeprop.runtime.arguments import typed
 
 BATCH = 512  # paths; the data of a batch fit into the cache of a core
 AT_ONCE = 32  # groups whose adjoints are propagated together from the mark to the parameters
 APART = 1e-9  # probability of the distance between two estimates of a delta, below which the scores are wrong
 
 
+@typed(MarketError)
 def price(model: Model, product: Product, paths: Paths, *, batch: int = BATCH, threads: int = 1) -> Price:
     """The price of a product with one payoff, without sensitivities.
 
@@ -56,12 +58,14 @@ def price(model: Model, product: Product, paths: Paths, *, batch: int = BATCH, t
     return _prices(model, product, paths, batch, threads, tested=False)[0]
 
 
+@typed(MarketError)
 def prices(model: Model, product: Product, paths: Paths, *, batch: int = BATCH, threads: int = 1) -> dict[str, Price]:
     """``price`` of each payoff of a product with several, on the same paths, by name."""
     _refuse_one(product, "price")
     return dict(zip(product.payoffs, _prices(model, product, paths, batch, threads, tested=False)))
 
 
+@typed(MarketError)
 def risk(
     model: Model, product: Product, paths: Paths, *, second_order: bool = False, batch: int = BATCH, threads: int = 1
 ) -> Risk:
@@ -80,6 +84,7 @@ def risk(
     return _risks(model, product, paths, second_order, batch, threads)[0]
 
 
+@typed(MarketError)
 def risks(
     model: Model, product: Product, paths: Paths, *, second_order: bool = False, batch: int = BATCH, threads: int = 1
 ) -> dict[str, Risk]:
@@ -221,6 +226,7 @@ def _second(part: Estimate, first: dict[str, Estimate], model: Model, leaves: Pa
     return _by_parameter(found if model.assets > 1 else found.part(0), leaves)
 
 
+@typed(MarketError)
 def simulated(model: Model, product: Product, paths: Paths, *, batch: int = BATCH) -> tuple[Tensor, Tensor]:
     """Prices (paths, dates[, assets]) of all paths, and discount factors (dates,), or with random rates (dates, paths): the
     first of two passes.
@@ -245,6 +251,7 @@ def simulated(model: Model, product: Product, paths: Paths, *, batch: int = BATC
     return torch.cat([one.spots for one in parts]), discounts
 
 
+@typed(MarketError)
 def bump(
     model: Model, product: Product, paths: Paths, name: str, index: int, size: float, *, batch: int = BATCH, threads: int = 1
 ) -> float:
@@ -258,7 +265,10 @@ def bump(
     """
     _refuse_several(product, "risks")
     at_least("size", size, 0.0, strict=True)
+    check_name(model, "name", name)
     kept = model.parameters[name]
+    if not 0 <= index < kept.numel():
+        raise MarketError(f"index is {index}; {name} of {type(model).__name__} has {kept.numel()} numbers, counted from 0")
     found = []
     try:
         for sign in (1, -1):

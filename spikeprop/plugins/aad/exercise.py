@@ -21,11 +21,13 @@ from spikeprop.plugins.aad.engine import BATCH, simulated
 from spikeprop.plugins.aad.models import Model, at_least
 from spikeprop.plugins.aad.paths import Paths
 from spikeprop.plugins.aad.products import Product, Scripted, above, refuse_losses
+from spikeprop.runtime.arguments import typed
 
 LEAST = 10  # paths per coefficient, below which a date's regression is refused
 Values = Callable[[Tensor], Tensor]
 
 
+@typed(MarketError)
 @dataclass(frozen=True, kw_only=True)
 class Bermudan(Product):
     """An option that may be exercised on its dates; from ``fitted``.
@@ -49,6 +51,7 @@ class Bermudan(Product):
     basis: Values | None = field(default=None, repr=False)
 
     @classmethod
+    @typed(MarketError)
     def fitted(
         cls,
         model: Model,

@@ -21,10 +21,12 @@ from torch import Tensor
 from spikeprop.errors import MarketError
 from spikeprop.plugins.aad.local_volatility import Dupire, check_grid
 from spikeprop.plugins.aad.models import Parameters, at_least, number
+from spikeprop.runtime.arguments import typed
 
 EARLIEST = 1e-4  # years; at time 0 the formula is 0 / 0
 
 
+@typed(MarketError)
 class ImpliedDupire(Dupire):
     """A Dupire model whose parameters are implied volatilities.
 
@@ -94,6 +96,7 @@ class ImpliedDupire(Dupire):
         with torch.no_grad():
             return Dupire(volatilities=self.local_volatilities(self.parameters), **self._given)
 
+    @typed(MarketError)
     def superbuckets(self, microbuckets: Tensor) -> Tensor:
         """Sensitivities to the quotes, (strikes, maturities), from those to the local volatilities, (spots, times), by the chain
         rule."""

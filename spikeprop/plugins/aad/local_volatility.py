@@ -23,6 +23,7 @@ from spikeprop.errors import MarketError
 from spikeprop.plugins.aad.dupire_loops import euler, reverse_euler
 from spikeprop.plugins.aad.models import Model, Parameters, Prepared, at_least, discounts, number, step_score
 from spikeprop.plugins.aad.scratch import Scratch
+from spikeprop.runtime.arguments import typed
 
 LARGEST_MOVE = (
     0.5  # maximum standard deviation of the log-spot in one step, because Euler uses the volatility at the start of the step
@@ -30,6 +31,7 @@ LARGEST_MOVE = (
 MOST_CELLS = 2**16
 
 
+@typed(MarketError)
 class Dupire(Model):
     """A local-volatility model.
 
@@ -61,8 +63,6 @@ class Dupire(Model):
     ):
         at_least("spot", spot, 0.0, strict=True)
         at_least("max_step", max_step, 0.0, strict=True)
-        if engine not in ("fused", "torch"):
-            raise MarketError(f"engine is {engine!r}; it must be 'fused' or 'torch'")
         self.grid_spots, self.grid_times = check_grid(grid_spots, grid_times)
         self.max_step, self.engine = max_step, engine
         self.parameters = {

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from spikeprop.errors import MarketError
+from spikeprop.runtime.arguments import typed
 
 SERIES, TERMS = 0.5, 20  # of functions of x = a t that are power series with so many terms below that x
 
@@ -107,6 +108,7 @@ class Model(ABC):
         return [name] if self.parameters[name].numel() == 1 else [f"{name} {i}" for i in range(self.parameters[name].numel())]
 
 
+@typed(MarketError)
 class BlackScholes(Model):
     """dS = (rate - dividend) S dt + volatility S dW.
 
@@ -164,6 +166,7 @@ class BlackScholes(Model):
         return step_score(*self.first_step(prepared), normals[0], normals[0], prepared["log_spot"]).unsqueeze(1)
 
 
+@typed(MarketError)
 class Bachelier(Model):
     """Correlated assets with dS_i = volatility_i dW_i. The assets are forwards, so they have no drift; ``rate`` only discounts.
 
@@ -317,6 +320,12 @@ def finite(name: str, value: float) -> None:
     """Raise MarketError unless a value is finite."""
     if not math.isfinite(value):
         raise MarketError(f"{name} is {value:g}; it must be a finite number")
+
+
+def check_name(model: Model, argument: str, name: str) -> None:
+    """Raise MarketError unless the model has a parameter of this name."""
+    if name not in model.parameters:
+        raise MarketError(f"{argument} is {name!r}; {type(model).__name__} has {', '.join(model.parameters)}")
 
 
 def at_least(name: str, value: float, bound: float, *, strict: bool = False) -> None:

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from spikeprop.errors import MarketError
 from spikeprop.plugins.aad.draws import philox_normals, sobol_normals
+from spikeprop.runtime.arguments import typed
 from spikeprop.runtime.seeding import mix_seed
 
 SOBOL_POINTS = 2**30
@@ -59,6 +60,7 @@ class Paths(ABC):
         """Standard normal numbers (dimension, batch.count), float64; they depend only on the batch, not on earlier draws."""
 
 
+@typed(MarketError)
 @dataclass(frozen=True, kw_only=True)
 class PseudoRandom(Paths):
     """Independent paths (Philox4x32-10).
@@ -88,6 +90,7 @@ class PseudoRandom(Paths):
         return torch.from_numpy(out)
 
 
+@typed(MarketError)
 @dataclass(frozen=True, kw_only=True)
 class Sobol(Paths):
     """Quasi-random paths: Sobol points (Joe & Kuo 2008, as torch has them), scrambled.

@@ -23,6 +23,7 @@ from spikeprop.errors import MarketError
 from spikeprop.plugins.aad.dupire_loops import reverse_survival, survival
 from spikeprop.plugins.aad.models import Model, at_least, finite
 from spikeprop.plugins.aad.paths import Paths
+from spikeprop.runtime.arguments import typed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +62,7 @@ class Product(ABC):
         """Raise MarketError if the product must not be simulated on these paths."""
 
 
+@typed(MarketError)
 @dataclass(frozen=True, kw_only=True)
 class European(Product):
     """max(S - strike, 0) for a call, max(strike - S, 0) for a put.
@@ -77,6 +79,7 @@ class European(Product):
 
     def __post_init__(self) -> None:
         at_least("strike", self.strike, 0.0)
+        at_least("maturity", self.maturity, 0.0, strict=True)
 
     @property
     def dates(self) -> tuple[float, ...]:
@@ -93,6 +96,7 @@ class European(Product):
         _one_asset(self, model)
 
 
+@typed(MarketError)
 @dataclass(frozen=True, kw_only=True)
 class UpAndOut(Product):
     """A European option that becomes worthless if a price on a monitoring date is above the barrier (smoothed).
@@ -113,6 +117,7 @@ class UpAndOut(Product):
 
     def __post_init__(self) -> None:
         at_least("strike", self.strike, 0.0)
+        at_least("maturity", self.maturity, 0.0, strict=True)
         at_least("width", self.width, 0.0, strict=True)
         at_least("monitorings", self.monitorings, 1)
 
@@ -139,6 +144,7 @@ class UpAndOut(Product):
             )
 
 
+@typed(MarketError)
 @dataclass(frozen=True, kw_only=True)
 class Basket(Product):
     """A European option on a weighted sum of assets.
@@ -155,6 +161,7 @@ class Basket(Product):
 
     def __post_init__(self) -> None:
         finite("strike", self.strike)
+        at_least("maturity", self.maturity, 0.0, strict=True)
         for i, weight in enumerate(self.weights):
             finite(f"weights[{i}]", weight)
 
@@ -176,6 +183,7 @@ class Basket(Product):
             raise MarketError(f"weights has {len(self.weights)} numbers for {model.assets} assets")
 
 
+@typed(MarketError)
 @dataclass(frozen=True, kw_only=True)
 class Autocall(Product):
     """A note that is redeemed early, with its coupons, on the first date when the worst asset is at or above the trigger.
@@ -202,6 +210,7 @@ class Autocall(Product):
     notional: float = 100.0
 
     def __post_init__(self) -> None:
+        at_least("maturity", self.maturity, 0.0, strict=True)
         at_least("calls", self.calls, 1)
         at_least("width", self.width, 0.0, strict=True)
         for name in ("coupon", "protection", "notional"):
@@ -235,6 +244,7 @@ class Autocall(Product):
             raise MarketError(f"references has {len(self.references)} numbers for {model.assets} assets")
 
 
+@typed(MarketError)
 @dataclass(frozen=True, kw_only=True)
 class Scripted(Product):
     """Any payoff, given as a PyTorch function.
@@ -276,6 +286,7 @@ class Scripted(Product):
         return found
 
 
+@typed(MarketError)
 @dataclass(frozen=True, kw_only=True)
 class Book(Product):
     """Several products on the same paths; ``risks`` gives the risk of each in one simulation.
@@ -356,7 +367,7 @@ def singles(product: Product) -> list[Product]:
 
 
 def _distinct_names(names: Sequence[str]) -> None:
-    if isinstance(names, str) or len(set(names)) < len(names):
+    if len(set(names)) < len(names):
         raise MarketError(f"names is {names!r}; give a list of different names, one per payoff")
 
 
@@ -368,7 +379,6 @@ def above(x: Tensor, level: float, width: float) -> Tensor:
 @lru_cache(maxsize=64)  # asked for with every mini-batch
 def evenly(maturity: float, count: int) -> tuple[float, ...]:
     """``count`` equally spaced dates; the last is the maturity."""
-    at_least("maturity", maturity, 0.0, strict=True)
     return tuple(maturity * (i + 1) / count for i in range(count))
 
 

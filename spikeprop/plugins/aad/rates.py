@@ -29,8 +29,10 @@ from spikeprop.plugins.aad.models import (
     loading,
     number,
 )
+from spikeprop.runtime.arguments import typed
 
 
+@typed(MarketError)
 class HullWhite(Model):
     """The assets are zero-coupon bonds; the discount factors (dates, paths) are random.
 

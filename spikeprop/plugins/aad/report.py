@@ -13,6 +13,7 @@ from torch import Tensor
 from spikeprop.errors import MarketError
 from spikeprop.evaluate.pictures import new_figure, save_figure
 from spikeprop.plugins.aad.models import Model
+from spikeprop.runtime.arguments import typed
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,7 @@ class Estimate:
         """Some of the numbers, by an index into ``value``."""
         return Estimate(self.value[index], self.standard_error[index], self.groups)
 
+    @typed(MarketError)
     def interval(self, confidence: float = 0.95) -> tuple[Tensor, Tensor]:
         """The confidence interval: value -+ t w standard errors, for G groups (Sobol: scramblings).
 
@@ -151,6 +153,7 @@ class Risk(Price):
     def _interval(self) -> list[float]:
         return [float(one) for one in self.estimate.interval()]
 
+    @typed(MarketError)
     def table(self, largest: int | None = None) -> list[tuple[str, float, float]]:
         """(description, sensitivity, standard error) of all parameters, or of the ``largest`` ones by absolute value."""
         rows = []

@@ -15,10 +15,11 @@ from torch import Tensor
 
 from spikeprop.errors import MarketError
 from spikeprop.plugins.aad.engine import prices, risks
-from spikeprop.plugins.aad.models import Model, at_least
+from spikeprop.plugins.aad.models import Model, at_least, check_name
 from spikeprop.plugins.aad.paths import Paths
 from spikeprop.plugins.aad.products import Book, Product
 from spikeprop.plugins.aad.report import Estimate
+from spikeprop.runtime.arguments import typed
 
 HARD = 1e-9  # of the smallest width
 
@@ -58,6 +59,7 @@ class _Differences(Book):
         return torch.cat([found[:, :1], found[:, 1:] - found[:, :1]], 1)
 
 
+@typed(MarketError)
 def choose_width(
     model: Model,
     product: Callable[[float], Product],
@@ -85,8 +87,7 @@ def choose_width(
     if not widths or len(set(widths)) < len(widths):
         raise MarketError(f"widths is {list(widths)}; give different candidates")
     name = parameter or model.spot_parameters()[0]
-    if name not in model.parameters:
-        raise MarketError(f"parameter is {name!r}; {type(model).__name__} has {', '.join(model.parameters)}")
+    check_name(model, "parameter", name)
     smoothed = {f"width {width!r}": product(width) for width in widths}
     hard = {"hard": product(HARD * min(widths))}
     reference, *differences = prices(model, _Differences(products={**hard, **smoothed}), paths).values()

@@ -32,6 +32,7 @@ from spikeprop.plugins.aad.local_volatility import TimeSteps, time_steps
 from spikeprop.plugins.aad.models import Model, Parameters, Prepared, Scenarios, at_least, discounts, loading, number
 from spikeprop.plugins.aad.scratch import Scratch
 from spikeprop.plugins.aad.volatility_loops import heston, reverse_heston, reverse_sabr, sabr
+from spikeprop.runtime.arguments import typed
 
 
 class _TwoFactors(Model):
@@ -53,6 +54,7 @@ class _TwoFactors(Model):
         return 2 * self.steps(times).at[-1]
 
 
+@typed(MarketError)
 class Heston(_TwoFactors):
     """Stochastic variance that returns to its mean.
 
@@ -135,6 +137,7 @@ class Heston(_TwoFactors):
         return Scenarios(spots.T, prepared["discounts"], score)
 
 
+@typed(MarketError)
 class SABR(_TwoFactors):
     """A forward with stochastic volatility of a power of itself.
 

@@ -87,7 +87,7 @@ def finished(tally: Tally, paths: Paths, spreads: Tensor) -> Estimate:
         warnings.warn(
             f"the standard errors come from {tally.groups} independent groups of paths only (Sobol: scramblings), so they are "
             f"uncertain; use at least {FEW}, and Estimate.interval, which is of Student's t, instead of +- 1.96 standard errors",
-            stacklevel=4,
+            stacklevel=5,
         )
     found = tally.estimate()
     least = spreads * found.groups**0.5 / (paths.paths * 12**0.5)

@@ -24,11 +24,13 @@ from torch import Tensor, nn
 
 from spikeprop.errors import MarketError, TrainingCollapsed
 from spikeprop.plugins.aad.models import at_least
+from spikeprop.runtime.arguments import typed
 from spikeprop.runtime.progress import bar
 from spikeprop.runtime.seeding import generator
 from spikeprop.runtime.signals import stop_if_requested
 
 
+@typed(MarketError)
 class TwinNet(nn.Module):
     """A network from (batch, inputs) to values (batch,) and derivatives (batch, inputs).
 
@@ -69,6 +71,7 @@ class TwinNet(nn.Module):
         return torch.addmm(self.biases[-1], x, self.weights[-1]).squeeze(1), before
 
 
+@typed(MarketError)
 @dataclass(frozen=True)
 class Examples:
     """Training examples from a simulation.
@@ -96,6 +99,7 @@ class Examples:
                 )
 
 
+@typed(MarketError)
 @dataclass(frozen=True, kw_only=True)
 class TwinTraining:
     """Training settings of twin networks; the defaults are those of the authors' notebooks.
@@ -153,6 +157,7 @@ class PriceSurrogate:
         return self._scale.y_mean + self._scale.y_std * y, slope * self._scale.y_std / self._scale.x_std
 
 
+@typed(MarketError)
 def fit_surrogate(
     examples: Examples, *, differential: bool, seed: int, training: TwinTraining | None = None, label: str | None = None
 ) -> PriceSurrogate:

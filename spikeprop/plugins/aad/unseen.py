@@ -58,7 +58,7 @@ def warn_of_one_value(model: Model, product: Product, paths: Paths, prepared: Pr
             f"and {reached[1]:.6g} on a path that is stretched by {reached[0]:g}: its event is too rare for these paths, so "
             "price, sensitivities and standard errors do not include it"
         )
-    warnings.warn(f"{text}. {REMEDY}", stacklevel=3)
+    warnings.warn(f"{text}. {REMEDY}", stacklevel=4)
 
 
 def warn_of_zeros(
@@ -81,7 +81,7 @@ def warn_of_zeros(
             warnings.warn(
                 f"the sensitivity to {', '.join(missed)} is 0 on all {paths.paths} paths, but not on paths that are stretched by "
                 f"{stretch:g}: the event that it depends on is too rare for these paths. {REMEDY}",
-                stacklevel=3,
+                stacklevel=4,
             )
             return
 

@@ -19,7 +19,7 @@ from torch.linalg import solve_triangular
 
 from spikeprop.plugins.matrix_decompositions.autocast import in_float32, without_autocast
 from spikeprop.plugins.matrix_decompositions.factors import check_rank
-from spikeprop.plugins.matrix_decompositions.functions import check_arguments, derivative_wanted
+from spikeprop.plugins.matrix_decompositions.functions import check_arguments, check_bool, check_tensor, derivative_wanted
 from spikeprop.plugins.matrix_decompositions.rules import copyltu
 
 
@@ -47,10 +47,12 @@ def apply_q(A: Tensor, C: Tensor, *, adjoint: bool = False, check: bool = True) 
         Y (..., m, p), with ``adjoint`` (..., k, p); R (..., k, n).
 
     Raises:
-        RankError: with ``check``, one of the first k columns depends on earlier columns.
+        RankError: with ``check``, one of the first k columns depends on earlier columns, or is not finite.
         ValueError: shapes or types do not fit.
     """
-    check_arguments("apply_q", A, "reduced", "refuse")
+    check_arguments("apply_q", A, "reduced", "refuse", check)
+    check_bool("apply_q", "adjoint", adjoint)
+    check_tensor("apply_q", "C", C)
     *batch, m, n = A.shape
     k = min(m, n)
     due = (*batch, m if adjoint else k)

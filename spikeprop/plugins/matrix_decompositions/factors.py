@@ -116,7 +116,9 @@ def check_rank(r: Tensor, rows: int, check: str, pivots: Tensor | None) -> None:
             f"{check}: the rank{place} is {column} of {k}, column {pivot} depends on the pivots before it: {found}. The factors "
             "have no derivative there; remove columns, add a ridge, or use check=False if derivatives are not needed"
         )
-    raise RankError(
-        f"{check}: {line} {column}{place} depends on the {line}s before it: {found}. The factors have no derivative there; use "
-        "pivoted_qr if A has full rank, or check=False if derivatives are not needed"
+    remedy = (
+        "The factors have no derivative there; use pivoted_qr if A has full rank, or check=False if derivatives are not needed"
     )
+    if check.startswith("least_squares"):
+        remedy = "Many x are as good, or nearly; minimum_norm(A, b) gives the smallest for one matrix A of any rank"
+    raise RankError(f"{check}: {line} {column}{place} depends on the {line}s before it: {found}. {remedy}")

@@ -28,6 +28,7 @@ from spikeprop.plugins.matrix_decompositions.rules import (
     push_forward_null_space,
     rotation_dependence,
 )
+from spikeprop.runtime.arguments import shown
 
 Mode = Literal["reduced", "complete", "r"]
 NullSpace = Literal["refuse", "checked", "invariant"]
@@ -73,15 +74,16 @@ def qr(A: Tensor, mode: Mode = "reduced", *, null_space: NullSpace = "refuse", c
             batch that gets no cotangent gets a zero gradient, and one that does gets what the singular equations give.
 
     Raises:
-        RankError: with ``check``, one of the first k columns depends on earlier columns.
+        RankError: with ``check``, one of the first k columns depends on earlier columns, or is not finite. Where no derivative
+            is wanted, NaN and infinities in A pass to the factors as NaN, as in torch.linalg.
         ValueError: an A or an option that cannot be used.
     """
+    check_arguments("qr", A, mode, null_space, check)
     return qr_of(A, mode, null_space, "qr" if check and derivative_wanted(A) else "")
 
 
 def qr_of(A: Tensor, mode: str, null_space: str, check: str) -> QR:
-    """``qr`` with a check always, under the name ``check``, or never."""
-    check_arguments("qr", A, mode, null_space)
+    """``qr`` of arguments that were checked, with a check of the rank always, under the name ``check``, or never."""
     complete = mode == "complete" and A.shape[-2] > A.shape[-1]
     q, r = _choice(A, qr_operator, _QR, _TransformedQR)(A, complete, null_space, check)
     return QR(A.new_empty(0) if mode == "r" else q, r)
@@ -102,7 +104,7 @@ def lq(
     """
     if mode not in ("reduced", "complete", "l"):
         raise ValueError(f"lq: mode is {mode!r}; use reduced, complete or l")
-    check_arguments("lq", A, "r" if mode == "l" else mode, null_space)
+    check_arguments("lq", A, "r" if mode == "l" else mode, null_space, check)
     q, r = qr_of(adjoint(A), "r" if mode == "l" else mode, null_space, "lq" if check and derivative_wanted(A) else "")
     return LQ(adjoint(r), q if mode == "l" else adjoint(q))
 
@@ -122,10 +124,10 @@ def pivoted_qr(A: Tensor, mode: Mode = "reduced", *, null_space: NullSpace = "re
         two columns tie, p is discontinuous, and there is no derivative.
 
     Raises:
-        RankError: with ``check``, A has a rank below min(m, n).
+        RankError: with ``check``, A has a rank below min(m, n), or is not finite; else as for ``qr``.
         ValueError: an A or an option that cannot be used.
     """
-    check_arguments("pivoted_qr", A, mode, null_space)
+    check_arguments("pivoted_qr", A, mode, null_space, check)
     complete = mode == "complete" and A.shape[-2] > A.shape[-1]
     q, r, p = _choice(A, pivoted_qr_operator, _PivotedQR, _TransformedPivotedQR)(
         A, complete, null_space, "pivoted_qr" if check and derivative_wanted(A) else ""
@@ -157,7 +159,8 @@ def adjoint(a: Tensor) -> Tensor:
     return torch.conj_physical(a).mT if a.is_complex() else a.mT
 
 
-def check_arguments(name: str, a: Tensor, mode: str, null_space: str) -> None:
+def check_arguments(name: str, a: Tensor, mode: str, null_space: str, check: bool) -> None:
+    check_tensor(name, "A", a)
     if a.dtype not in (torch.float32, torch.float64, torch.complex64, torch.complex128):
         raise ValueError(f"{name}: A is {a.dtype}; LAPACK supports float32, float64, complex64 and complex128; convert it")
     if a.ndim < 2:
@@ -166,6 +169,20 @@ def check_arguments(name: str, a: Tensor, mode: str, null_space: str) -> None:
         raise ValueError(f"{name}: mode is {mode!r}; use reduced, complete or r")
     if null_space not in NULL_SPACES:
         raise ValueError(f"{name}: null_space is {null_space!r}; use {', '.join(NULL_SPACES)}")
+    check_bool(name, "check", check)
+
+
+def check_tensor(name: str, argument: str, value: Any) -> None:
+    if not isinstance(value, Tensor):
+        raise ValueError(
+            f"{name}: {argument} is of class {type(value).__name__}; it must be a torch.Tensor, which torch.as_tensor makes of "
+            "an array or a list of numbers"
+        )
+
+
+def check_bool(name: str, argument: str, value: Any) -> None:
+    if value is not True and value is not False:
+        raise ValueError(f"{name}: {argument} is {shown(value)}; it must be True or False")
 
 
 # derivatives, shared by the eager functions and the operators ------------------------------------------------------------------

@@ -26,6 +26,7 @@ from spikeprop.evaluate.pictures import GREY, ORANGE, VIOLET, new_figure, save_f
 from spikeprop.experiment.context import Context
 from spikeprop.plugins.matrix_decompositions.solve import least_squares
 from spikeprop.plugins.reports import save_report
+from spikeprop.runtime.arguments import typed
 from spikeprop.runtime.checks import distinct, positive
 from spikeprop.runtime.seeding import generator
 
@@ -35,6 +36,7 @@ SOLVERS = ("QR", "torch.linalg.lstsq", "normal equations")
 COLORS = {"QR": ORANGE, "torch.linalg.lstsq": VIOLET, "normal equations": GREY}
 
 
+@typed(ValueError)
 @dataclass(frozen=True, kw_only=True)
 class VariableProjection:
     """Compare a least-squares layer with a trained readout, and measure the accuracy of gradients.

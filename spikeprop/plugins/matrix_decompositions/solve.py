@@ -20,7 +20,8 @@ from torch.linalg import solve_triangular
 
 from spikeprop.plugins.matrix_decompositions.autocast import in_float32, without_autocast
 from spikeprop.plugins.matrix_decompositions.factors import factor, factor_pivoted
-from spikeprop.plugins.matrix_decompositions.functions import adjoint, qr_of
+from spikeprop.plugins.matrix_decompositions.functions import adjoint, check_arguments, check_tensor, qr_of
+from spikeprop.runtime.arguments import is_real, shown
 
 
 @in_float32
@@ -30,16 +31,17 @@ def least_squares(A: Tensor, b: Tensor, *, check: bool = True) -> Tensor:
     Args:
         A: (..., m, n), real or complex, with full rank min(m, n).
         b: (..., m) with the batch dimensions of A, or (..., m, k) with batch dimensions that broadcast with those of A.
-        check: refuse an A without full rank, for which there is ``minimum_norm``.
+        check: refuse an A that is not finite, or without full rank, for which there is ``minimum_norm``. Without the check, x has
+            infinities, NaN or arbitrary numbers there.
 
     Returns:
-        x: (..., n), or (..., n, k).
+        x: (..., n), or (..., n, k); not finite where b is not.
 
     Raises:
-        RankError: with ``check``, columns (rows, for wide A) are linearly dependent.
+        RankError: with ``check``, columns (rows, for wide A) are linearly dependent, or A is not finite.
         ValueError: shapes or types do not fit.
     """
-    right, vectors = _columns("least_squares", A, b)
+    right, vectors = _columns("least_squares", A, b, check)
     if A.shape[-2] >= A.shape[-1]:
         q, r = qr_of(A, "reduced", "refuse", "least_squares" if check else "")
         x = solve_triangular(r, q.mH @ right, upper=True)
@@ -61,21 +63,21 @@ def minimum_norm(A: Tensor, b: Tensor, *, rtol: float | None = None) -> Tensor:
             measured at up to 5.6 eps |R[0, 0]|, also of 2 x 2 matrices, which that bound would take for full rank.
 
     Returns:
-        x: (n,) or (n, k). Its derivatives, of any order in reverse mode, are those along matrices of A's rank; a change that
-        raises the rank makes x jump, and no derivative can tell.
+        x: (n,) or (n, k); not finite where b is not. Its derivatives, of any order in reverse mode, are those along matrices of
+        A's rank; a change that raises the rank makes x jump, and no derivative can tell.
 
     Raises:
         ValueError: shapes or types do not fit, or A is not finite.
     """
-    right, vectors = _columns("minimum_norm", A, b)
+    right, vectors = _columns("minimum_norm", A, b, True)
     if A.ndim != 2:
         raise ValueError(f"minimum_norm: A has shape {tuple(A.shape)}; it solves for one matrix (m, n): ranks differ in a batch")
     if not bool(torch.isfinite(A.detach()).all()):
         raise ValueError("minimum_norm: A is not finite; find the origin of that value")
     if rtol is None:
         rtol = 10 * max(A.shape) ** 0.5 * torch.finfo(A.dtype).eps
-    elif not 0 <= rtol < 1:
-        raise ValueError(f"minimum_norm: rtol is {rtol:g}; it must lie from 0 to below 1")
+    elif not (is_real(rtol) and 0 <= rtol < 1):
+        raise ValueError(f"minimum_norm: rtol is {shown(rtol)}; it must be a number from 0 to below 1")
     largest = A.detach().abs().max() if A.numel() else torch.zeros((), dtype=right.real.dtype)
     exponent = max(int(at.exponent) for at in map(torch.frexp, (largest, torch.full_like(largest, torch.finfo(A.dtype).tiny))))
     scale = 0.5**exponent  # a power of two, so nothing is rounded, and norms of columns do not overflow
@@ -83,8 +85,10 @@ def minimum_norm(A: Tensor, b: Tensor, *, rtol: float | None = None) -> Tensor:
     return x.squeeze(-1) if vectors else x
 
 
-def _columns(name: str, A: Tensor, b: Tensor) -> tuple[Tensor, bool]:
+def _columns(name: str, A: Tensor, b: Tensor, check: bool) -> tuple[Tensor, bool]:
     """b as columns (..., m, k), and whether it was a vector."""
+    check_arguments(name, A, "reduced", "refuse", check)
+    check_tensor(name, "b", b)
     vectors = b.ndim == A.ndim - 1 and b.shape == A.shape[:-1]
     if not vectors and (b.ndim < 2 or b.shape[-2] != A.shape[-2]):
         raise ValueError(f"{name}: b is {tuple(b.shape)}; for an A of {tuple(A.shape)} it must be (..., m) or (..., m, k)")
