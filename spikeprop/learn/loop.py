@@ -26,6 +26,7 @@ from spikeprop.learn.fused import align, fused_steps
 from spikeprop.learn.given import check_collection, read_batch
 from spikeprop.learn.history import History
 from spikeprop.learn.metrics import DeferredMetrics
+from spikeprop.learn.rates import FACTORS
 from spikeprop.learn.rule import LearningRule
 from spikeprop.learn.schedule import Constant, Schedule
 from spikeprop.learn.silence import SilenceCheck
@@ -269,6 +270,11 @@ def _check(training: TrainingState, rule: LearningRule, callbacks: Sequence[Call
         raise ValueError(
             f"the optimiser holds none of this {type(training.model).__name__}'s parameters, so nothing would be trained: make "
             "it of model.parameters() (spikeprop.spiking and spikeprop.convert give networks with parameters of their own)"
+        )
+    if ignored := sorted(FACTORS.keys() & {key for group in training.optimizer.param_groups for key in group}):
+        raise ValueError(
+            f"the optimiser would ignore {', '.join(ignored)} of its groups: make it of "
+            "with_rates(rule.param_groups(model), lr=..., weight_decay=...), which multiplies the rates"
         )
     missing = sum(id(p) not in held for p in rule.parameters() if p.requires_grad)
     if missing:

@@ -130,7 +130,7 @@ def test_width_is_the_widest_within_the_bias() -> None:
         )
     with pytest.raises(MarketError, match="parameter is 'vega'; BlackScholes has spot, volatility, rate, dividend"):
         choose_width(MODEL, lambda width: put(), PseudoRandom(paths=64), widths=[1.0], parameter="vega")
-    nothing = Estimate(*torch.zeros(2), 8)
+    nothing = Estimate(torch.zeros(()), torch.zeros(()), 8)
     worthless = Smoothing(width=1.0, price=nothing, bias=nothing, sensitivity=nothing)
     assert str(worthless).startswith("width 1: price 0, bias +0 +- 0, sensitivity 0")
     with pytest.raises(MarketError, match="give different candidates"):

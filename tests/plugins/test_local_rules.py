@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from spikeprop.ann import CNN, CIFARResNet
 from spikeprop.errors import LabelError, SegmentError, TrainingCollapsed
-from spikeprop.learn import CrossEntropy, LearningRule, Loss, SquaredError
+from spikeprop.learn import CrossEntropy, LearningRule, Loss, SquaredError, fit, with_rates
 from spikeprop.plugins import (
     DirectFeedbackAlignment,
     EquilibriumPropagation,
@@ -297,8 +297,8 @@ def test_an_inverse_learns_to_invert() -> None:
 
 
 def test_forward_forward_equals_the_closed_form() -> None:
-    """dL/dW = sum over images of -s sigmoid(-s (g - theta)) 2/J h x^T / (2B), s = 1 for right labels and -1 for wrong ones."""
-    model, rule, x = mlp(4, 6, 5, 5, act=nn.ReLU, bias=False).double(), ForwardForward(threshold=0.7), torch.rand(6, 4).double()
+    """dL/dW = sum over images of -s sigmoid(alpha (g_wrong - g_right)) 2/J h x^T / B, s = 1 for right labels and -1 for wrong."""
+    model, rule, x = mlp(4, 6, 5, 5, act=nn.ReLU, bias=False).double(), ForwardForward(sharpness=3.0), torch.rand(6, 4).double()
     rule.prepare(model, x)
     found = gradients(rule, model, x, LABELS)
     torch.manual_seed(3)
@@ -308,7 +308,7 @@ def test_forward_forward_equals_the_closed_form() -> None:
     for layer, got in zip(trained, found):
         h = (source @ layer.weight.detach().T).relu()
         g = h.square().mean(1)
-        slope = -sign * torch.sigmoid(-sign * (g - 0.7)) * 2 / h.shape[1] / 12
+        slope = -sign * torch.sigmoid(3.0 * (g[6:] - g[:6])).repeat(2) * 2 / h.shape[1] / 6
         assert torch.allclose(got, (slope[:, None] * h).T @ source)
         source = h / h.square().mean(1, keepdim=True).sqrt()
     assert torch.allclose(found[2], backprop(model, x, LABELS)[2])
@@ -322,6 +322,17 @@ def test_forward_forward_puts_other_labels_into_wrong_images() -> None:
     code = torch.cdist(wrong, patterns.sign()).argmin(1), torch.cdist(right, patterns.sign()).argmin(1)
     assert torch.equal(patterns.sign()[code[1]], right)
     assert (patterns.sign()[code[0]] == patterns.sign()[code[1]]).all(1).float().mean() < 0.2
+
+
+def test_an_optimiser_that_would_ignore_the_rate_of_the_last_layer_is_refused() -> None:
+    rule, model = ForwardForward(readout_rate=7.0), mlp(4, 6, 5, act=nn.ReLU, bias=False)
+    rule.prepare(model, torch.rand(6, 4))
+    hidden, last = with_rates(rule.param_groups(model), lr=0.1)
+    assert [*hidden["params"], *last["params"]] == [*model.parameters()]
+    assert (hidden.get("lr"), last["lr"]) == (None, pytest.approx(0.7))
+    optimizer = torch.optim.Adam(rule.param_groups(model), lr=0.1)
+    with pytest.raises(ValueError, match=r"would ignore lr_factor of its groups: make it of with_rates\(rule\.param_groups"):
+        fit(model, rule, [(torch.rand(6, 4), LABELS)], optimizer, epochs=1)
 
 
 @pytest.mark.parametrize("name", RULES)
@@ -377,7 +388,7 @@ def test_an_interrupted_training_ends_with_the_same_weights(name: str, tmp_path:
         model = CNN(input_shape=(1, 8, 8), classes=10, plan=[4, "A"], hidden=[8], dropout=0.0, hidden_dropout=0.0)
         rule = copy.deepcopy(RULES[name])
         rule.prepare(model, torch.rand(2, 1, 8, 8))
-        return model, rule, torch.optim.Adam(rule.param_groups(model), lr=1e-2)
+        return model, rule, torch.optim.Adam(with_rates(rule.param_groups(model), lr=1e-2), lr=1e-2)
 
     (whole, rule), (resumed, again) = uninterrupted_and_resumed(make, tmp_path / "progress.safetensors")
     assert torch.equal(weights(whole), weights(resumed))
@@ -485,7 +496,7 @@ def test_other_networks_that_a_rule_cannot_train_are_refused() -> None:
         (lambda: DirectFeedbackAlignment(std=-1.0), r"std is -1\.0"),
         (lambda: TargetPropagation(noise=0.0), r"noise is 0\.0"),
         (lambda: TargetPropagation(inverse="gelu"), "inverse is 'gelu'"),  # type: ignore[arg-type]
-        (lambda: ForwardForward(threshold=0.0), r"threshold is 0\.0"),
+        (lambda: ForwardForward(sharpness=0.0), r"sharpness is 0\.0"),
     ],
 )
 def test_invalid_settings_of_a_rule_are_refused(make: Any, says: str) -> None:

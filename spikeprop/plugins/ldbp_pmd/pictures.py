@@ -44,7 +44,7 @@ def draw_pmd(values: dict[str, Any], path: Path) -> None:
         axis.set(xlabel="iteration", ylabel="effective SNR (dB)")
     right.set_ylim(0, None)
     middle.set_title(f"Training at {power} dBm")
-    right.set_title("Abrupt change of PMD (dots: before; dotted: after a start by the equaliser)", fontsize=9)
+    right.set_title("Abrupt change of PMD\n(dots: before; dotted: from a start by the equaliser)", fontsize=10)
     for axis in (left, middle, right):
         axis.legend(frameon=False, fontsize=8)
     save_figure(figure, path, left, middle, right)

@@ -2,7 +2,12 @@
 
 Each hidden layer learns to be active for an image with its own label in it, and inactive for one with a wrong label:
 
-    g = mean over the layer's values of h^2,      loss = softplus(theta - g_right) + softplus(g_wrong - theta), halved
+    g = mean over the layer's values of h^2,      loss = softplus(alpha (g_wrong - g_right)) / alpha
+
+Both goodnesses are those of the same image (SymBa: Lee & Song 2023, arXiv:2303.08418). Hinton compares each with a fixed
+threshold; but a convolution sees a small part of an image, and most of its goodness is a matter of the image, not of the label.
+A threshold then makes the goodness of all images equal: the layer learns one direction, and other units die. In the difference
+the image's part cancels.
 
 From layer to layer goes h / rms(h), so that a layer cannot read the goodness of the one before. The labels are random patterns
 over the complete image, which convolutions see everywhere (after Scodellaro et al. 2023, arXiv:2312.14924), and are added. The
@@ -14,7 +19,7 @@ a > 0, as ReLU layers without bias are; then normalisation changes only the leng
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -34,17 +39,21 @@ class ForwardForward(SegmentRule):
 
     Attributes:
         loss: of the last layer.
-        threshold: theta.
+        sharpness: alpha.
         label_scale: size of the label's pattern, relative to the standard deviation of the images.
+        readout_rate: factor on the learning rate of the last layer. Without a label, what hidden layers say differs little from
+            class to class, so the last layer needs large weights while a hidden layer at such a rate loses units. Optimisers get
+            it by ``with_rates(rule.param_groups(model), lr=...)``, as recipes do.
     """
 
     knows: ClassVar[str] = "its input and its own activity in two forward passes; labels come with the input"
     chain: ClassVar[bool] = True
-    threshold: float = 1.0
+    sharpness: float = 4.0
     label_scale: float = 1.0
+    readout_rate: float = 20.0
 
     def __post_init__(self) -> None:
-        positive(self, "threshold", "label_scale")
+        positive(self, "sharpness", "label_scale", "readout_rate")
 
     @property
     def reruns(self) -> bool:
@@ -58,6 +67,14 @@ class ForwardForward(SegmentRule):
         classes = run.output.shape[1]
         patterns = torch.randn(classes, *x.shape[1:], dtype=x.dtype, device=x.device).sign()
         self.own["labels"] = fixed(patterns * (self.label_scale * x.std()))
+
+    def param_groups(self, model: nn.Module) -> list[dict[str, Any]]:
+        graph = self.graph(model)
+        last = graph.by_name[graph.output].parameters()
+        own = {id(p) for p in last}
+        hidden = [p for p in model.parameters() if p.requires_grad and id(p) not in own]
+        groups = [{"params": hidden}, {"params": last, "lr_factor": self.readout_rate}]
+        return [g for g in groups if g["params"]]
 
     def gradients(self, batch: ForwardPass) -> dict[str, Tensor]:
         batch.run.add_parameter_gradients(batch.graph.output, batch.error)
@@ -83,7 +100,7 @@ class ForwardForward(SegmentRule):
     def goodness_loss(self, out: Tensor) -> tuple[Tensor, Tensor]:
         """Loss of a layer's output (2B, ...), right labels first; and the fraction of pairs in which the right one has more."""
         right, wrong = out.flatten(1).square().mean(1).chunk(2)
-        loss = (F.softplus(self.threshold - right) + F.softplus(wrong - self.threshold)).mean() / 2
+        loss = F.softplus(self.sharpness * (wrong - right)).mean() / self.sharpness
         return loss, (right > wrong).to(out).mean()
 
     def _classes(self, batch: ForwardPass) -> Tensor:

@@ -33,6 +33,7 @@ from spikeprop.learn import (
     load_checkpoint,
     load_model,
     save_checkpoint,
+    with_rates,
 )
 from spikeprop.plugins.reports import check_arms, progress_file, report_arms
 from spikeprop.plugins.rifle.callbacks import find_head
@@ -188,7 +189,8 @@ class Transfer:
         return {"accuracy": accuracy, "training_loss": history[-1]["loss"], "moved": moved}
 
     def _optimizer(self, parameters: Any, lr: float) -> Optimizer:
-        return self.optimizer.build(list(parameters), lr=lr, weight_decay=self.weight_decay)
+        rates = {"lr": lr, "weight_decay": self.weight_decay}
+        return self.optimizer.build(with_rates(list(parameters), **rates), **rates)
 
     def _accuracy(self, model: nn.Module, data: ImageData, classes: Sequence[int]) -> float:
         device = next(model.parameters()).device

@@ -271,8 +271,8 @@ def test_writes_into_parts_have_the_gradients_of_torch() -> None:
 
 def test_units_of_tokens_are_features_and_of_images_channels() -> None:
     class OfTokens(nn.Sequential):
-        def forward(self, x: Tensor) -> Tensor:
-            return super().forward(x).mean(1)
+        def forward(self, input: Tensor) -> Tensor:
+            return super().forward(input).mean(1)
 
     torch.manual_seed(0)
     features, channels = nn.Linear(3, 4), nn.Conv2d(1, 4, 3)
