@@ -36,6 +36,7 @@ SNIPPETS = [
         "docs/guides/conversion.md",
         "docs/guides/chips.md",
         "docs/plugins/aad.md",
+        "docs/plugins/index.md",
         "docs/plugins/matrix-decompositions.md",
     )
     for code in re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
@@ -133,6 +134,7 @@ def test_pages_have_their_snippets() -> None:
         *["docs/guides/conversion.md"] * 2,
         *["docs/guides/chips.md"] * 2,
         *["docs/plugins/aad.md"] * 2,
+        "docs/plugins/index.md",
         "docs/plugins/matrix-decompositions.md",
     ]
 

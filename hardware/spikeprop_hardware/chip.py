@@ -46,7 +46,7 @@ class LayerBudget:
         cores: that hold the layer, which shares them with no other (on a chip of one core: that core); 0, as of axons, where the
             target has none.
         spike_bits: that say what a neuron sends in a step: 1, or those of a payload and its sign; 0 of the output.
-        bound: what fills the cores: "memory", "neurons", "axons" for output, or "" where one core is enough.
+        bound: what fills the cores: "memory", "neurons", "axons out of a core", or "" where one core is enough.
     """
 
     name: str
@@ -243,7 +243,7 @@ def _layer(population: AnyPopulation, fan_out: int, memory: np.ndarray, edges: l
     ends = [sum(joins.sources(*edge) for joins in joined) for edge in edges] if has_cores else [0]
     bound = "neurons" if max(b - a for a, b in edges) == chip.neurons_per_core else "memory"
     if chip.axons_out is not None and len(edges) > len(list(_cores(memory, chip))):
-        bound = "axons"
+        bound = "axons out of a core"
     return LayerBudget(
         name=population.name,
         neurons=len(memory),

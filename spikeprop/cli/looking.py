@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,9 @@ import click
 from spikeprop.cli.group import main
 from spikeprop.cli.options import NETWORK_NAMES, TRUSTED, RunFolderPath, numbers
 from spikeprop.cli.printing import result, table, write
+
+VERDICTS = {"agrees": "agree", "differs": "differ", "kink": "at a kink", "surrogate": "by a surrogate"}
+FEW = 4  # names of calls in a row
 
 
 @main.command(short_help="Show run folders on one HTML page.", example="spikeprop report runs/digits_cnn_stdb -o digits.html")
@@ -102,8 +106,10 @@ def explain(
 
 def _explained(data: dict[str, Any]) -> list[tuple[str, str]]:
     """Rows on the page."""
-    checks, differences = data["checks"], data["checks"]["differences"]
-    flags = sorted({flag for node in data["nodes"] for flag in node["flags"]})
+    checks, nodes = data["checks"], data["nodes"]
+    flags = sorted({flag for node in nodes for flag in node["flags"]})
+    differs = [node for node in nodes if node["difference"] and node["difference"]["verdict"] == "differs"]
+    verdicts = [f"{count} {VERDICTS[verdict]}" for verdict, count in checks["differences"].items() if count]
     return [
         ("loss", f"{data['loss']:.6g}"),
         ("calls", f"{len(data['nodes'])}" + (f", without a card: {', '.join(data['unknown'])}" if data["unknown"] else "")),
@@ -111,8 +117,14 @@ def _explained(data: dict[str, Any]) -> list[tuple[str, str]]:
             "backward edges",
             f"{checks['edges']}, of which {checks['edges_with_numbers']} in numbers, {checks['edges_that_match']} add up",
         ),
-        ("finite differences", ", ".join(f"{count} {verdict}" for verdict, count in differences.items() if count)),
-        ("flags", ", ".join(flags) or "none"),
+        ("finite differences", f"calls: {', '.join(verdicts) or 'none'}" + (f": {_calls(differs)}" if differs else "")),
+        ("flags", "; ".join(f"{flag}: {_calls(n for n in nodes if flag in n['flags'])}" for flag in flags) or "none"),
         ("saved for backward", f"{sum(node['saved'] for node in data['nodes']):,} bytes"),
         ("page", f"{data['bytes'] / 1e6:.2f} MB, {'complete' if data['complete'] else 'activations sampled'}"),
     ]
+
+
+def _calls(nodes: Iterable[dict[str, Any]]) -> str:
+    """The names of some calls, each once, as of several time steps."""
+    names = list(dict.fromkeys(n["name"] + (f" in {n['module']}" if n["module"] else "") for n in nodes))
+    return ", ".join(names[:FEW]) + (f" and {len(names) - FEW} more" if len(names) > FEW else "")

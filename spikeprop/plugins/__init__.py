@@ -44,7 +44,10 @@ _MODULES: dict[str, str] = {
 def __getattr__(name: str) -> Any:
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}; its plugins: {', '.join(sorted(_MODULES))}")
-    return getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)
+    try:
+        return getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)
+    except AttributeError as error:  # which would read as: there is no such plugin
+        raise ImportError(f"{_MODULES[name]}: {error}") from error
 
 
 def __dir__() -> list[str]:

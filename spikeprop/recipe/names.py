@@ -11,6 +11,7 @@ import importlib
 import importlib.util
 import inspect
 import re
+import warnings
 from collections.abc import Mapping
 from typing import Any, get_args, get_origin, get_type_hints
 
@@ -37,8 +38,11 @@ def home(base: type) -> str:
 
 
 def components(base: type) -> dict[str, dict[str, Any]]:
-    """The components of a slot: name to {parameter: default}; those of plugins with their prefix."""
-    found = _public(home(base)) | {f"{PLUGINS}.{name}": cls for name, cls in _public(PLUGINS).items()}
+    """The components of a slot: name to {parameter: default}; those of plugins with their prefix.
+
+    A plugin whose import fails is named in a warning, and left out.
+    """
+    found = _public(home(base)) | {f"{PLUGINS}.{name}": cls for name, cls in _plugins().items()}
     return {name: _defaults(cls) for name, cls in found.items() if fits(cls, base)}
 
 
@@ -50,6 +54,20 @@ def purposes(base: type) -> dict[str, str]:
 def _public(name: str) -> dict[str, Any]:
     module = importlib.import_module(name)
     return {key: getattr(module, key) for key in sorted(getattr(module, "__all__", dir(module)))}
+
+
+def _plugins() -> dict[str, Any]:
+    """The public names of the plugins that can be imported: one that cannot leaves the others usable."""
+    module, found = importlib.import_module(PLUGINS), {}
+    broken: dict[str, list[str]] = {}  # by what is wrong
+    for name in dir(module):
+        try:
+            found[name] = getattr(module, name)
+        except Exception as error:  # the plugin's own code may raise anything
+            broken.setdefault(f"{type(error).__name__}: {error}", []).append(name)
+    for why, names in broken.items():
+        warnings.warn(f"{PLUGINS}: {', '.join(names)} cannot be imported and left out ({why})", stacklevel=3)
+    return found
 
 
 def slots(experiment: type) -> dict[str, type]:
@@ -142,8 +160,12 @@ def _in_a_file(name: str) -> str:
 
 
 def _own_names(module: Any) -> list[str]:
-    """What a module defines itself."""
-    return [n for n, v in vars(module).items() if not n.startswith("_") and getattr(v, "__module__", None) == module.__name__]
+    """The names that a module lists (plugins are not in its dictionary before their first use), else what it defines itself, or
+    where that is nothing what it imports."""
+    if hasattr(module, "__all__") or "__dir__" in vars(module):
+        return list(getattr(module, "__all__", dir(module)))
+    public = {n: v for n, v in vars(module).items() if not n.startswith("_") and not inspect.ismodule(v)}
+    return [n for n, v in public.items() if getattr(v, "__module__", None) == module.__name__] or list(public)
 
 
 def fits(found: Any, base: type) -> bool:

@@ -21,4 +21,4 @@ def nearest(name: str, known: Iterable[str], most: int = 100) -> str:
     near = difflib.get_close_matches(name.lower(), by_lower, n=1, cutoff=0.6)
     if near:
         return f"; did you mean {by_lower[near[0]]!r}?"
-    return f"; known: {', '.join(sorted(set(known)))}" if len(known) <= most else ""
+    return f"; known: {', '.join(sorted(set(known)))}" if 0 < len(known) <= most else ""

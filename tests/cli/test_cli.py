@@ -303,6 +303,7 @@ def test_a_target_is_checked_before_training_and_before_anything_is_written(fini
     before = spikeprop("check", "digits_cnn_stdb", "--target", "speck")
     assert before.exit_code == 1
     assert "does not fit speck\n  layer 'input': the input is numbers (Direct); speck reads spikes alone: use" in before.output
+    assert "(convert.encoder=Poisson; trained from scratch: encoder=Poisson;" in before.output
     assert "1 of 1 recipes do not fit speck: digits_cnn_stdb" in before.output
     fitting = spikeprop("check", "digits_cnn_stdb", "--target", "loihi2")
     assert fitting.exit_code == 0, fitting.output

@@ -61,7 +61,7 @@ def test_a_layer_is_split_where_a_core_is_full() -> None:
 def test_a_layer_is_split_where_its_core_has_no_more_axons_for_output() -> None:
     """Each of its 32 neurons takes one for the core of the dense layer, or two where that has two."""
     found = budget(conv_then_dense(), Loihi2(axons_out=8))
-    assert [(layer.cores, layer.bound) for layer in found.layers] == [(4, "axons"), (1, "")]
+    assert [(layer.cores, layer.bound) for layer in found.layers] == [(4, "axons out of a core"), (1, "")]
     assert found.problems == []
     two = budget(conv_then_dense(), Loihi2(axons_out=8, neurons_per_core=4))
     assert [(layer.cores, layer.bound) for layer in two.layers] == [(8, "neurons"), (2, "neurons")]

@@ -98,6 +98,7 @@ def test_a_convolutional_network_fits_speck_and_the_output_is_noted() -> None:
     assert fit.budget is not None
     assert fit.budget.cores == 1
     assert fit.findings[1].why == "those of speck send as many as their potential holds thresholds"
+    assert fit.findings[1].change.endswith("compare accuracies with simulate --target speck")
     assert str(fit).startswith("fits speck, 1 core on 1 chip\n  note: layer '4': the output is a sum of currents")
 
 
@@ -122,6 +123,7 @@ def test_all_that_does_not_fit_is_told_at_once_by_layer_with_a_remedy() -> None:
         ("_5", "max pooling of spikes"),
     ]
     assert all(f.why and f.change for f in fit.findings)
+    assert fit.findings[1].change == "use IF (convert.neuron=IF; trained from scratch: model.neuron=IF)"
     assert not fit
     assert "does not fit speck\n  layer 'input': the input is numbers (Direct); speck reads spikes alone: use" in str(fit)
 

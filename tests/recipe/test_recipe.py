@@ -8,8 +8,10 @@ import pytest
 import torch
 import yaml
 
+from spikeprop import plugins
 from spikeprop.errors import ConversionError, RecipeError, SegmentError
 from spikeprop.experiment.pipeline import HybridConversion
+from spikeprop.learn import LearningRule
 from spikeprop.recipe import Recipe, check, components, dump, load_recipe, recipe_folder, slots
 from spikeprop.runtime.devices import find_device
 
@@ -110,6 +112,9 @@ def test_the_papers_table_is_there() -> None:
         ("evaluate.timesteps=[4, 0]", "at least 1"),
         ("use=HybridConversio", r"did you mean 'HybridConversion'"),
         ("data=nowhere.Set", r"cannot import 'nowhere'"),
+        ("train.rule=spikeprop.plugins.FeedbackAlignement", r"in spikeprop\.plugins; did you mean 'FeedbackAlignment'"),
+        ("train.rule=spikeprop.learn.Backprob", r"in spikeprop\.learn; did you mean 'Backprop'"),
+        ("data=torch.utils.Set", r"no component 'Set' in torch\.utils(; known: \w.*)?$"),
         ("seed", "path.to.key=value"),
         ("seed.x=1", "seed is 0, which has no keys"),
         ("seed=[1", "not YAML"),
@@ -285,6 +290,19 @@ def test_arms_are_a_mapping_of_components() -> None:
     }.items():
         with pytest.raises(RecipeError, match=says):
             load_recipe("mnist_mlp_ar", [override]).experiment.check()
+
+
+@pytest.mark.parametrize("raised", ["RuntimeError", "AttributeError"])
+def test_a_broken_plugin_is_named_and_the_others_are_listed(raised: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / f"broken_{raised}.py").write_text(f"raise {raised}('out of order')")
+    monkeypatch.setattr(plugins, "__path__", [*plugins.__path__, str(tmp_path)])
+    monkeypatch.setitem(plugins._MODULES, "Broken", f"broken_{raised}")
+    with pytest.warns(UserWarning, match=r"Broken cannot be imported and left out \(.*out of order\)"):
+        assert "spikeprop.plugins.FeedbackAlignment" in components(LearningRule)
+    with pytest.warns(UserWarning, match="Broken"), pytest.raises(RecipeError, match="did you mean 'Backprop'"):
+        load_recipe("digits_cnn_stdb", ["train.rule=Backprob"])
+    with pytest.raises(RecipeError, match=r"cannot import 'spikeprop\.plugins' for 'spikeprop\.plugins\.Broken': .*out of order"):
+        load_recipe("digits_cnn_stdb", ["train.rule=spikeprop.plugins.Broken"])
 
 
 def test_every_slot_has_components() -> None:

@@ -20,7 +20,13 @@ from spikeprop_hardware.targets.outline import Operation, Outline, OutlinedLayer
 from spikeprop_hardware.targets.target import NEURONS, POOLINGS, Target
 
 CONVOLUTIONS = ("Conv1d", "Conv2d")
-ONE_BIT = "use IF (convert.neuron=IF, convert.binary=true), with more time steps"
+ONE_BIT = "use IF (convert.neuron=IF, convert.binary=true; trained from scratch: model.neuron=IF), with more time steps"
+
+
+def _use(value: str, setting: str = "") -> str:
+    """Advice on the neuron, or on a setting of it, with the recipe's keys."""
+    shown, key = (f"{setting}={value}", f"neuron.{setting}") if setting else (value, "neuron")
+    return f"use {shown} (convert.{key}={value}; trained from scratch: model.{key}={value})"
 
 
 @dataclass(frozen=True)
@@ -95,7 +101,8 @@ def fits(outline: Outline, target: str | Target) -> Fit:
     if chip.several and any(p.theta is not None and not p.to_zero for p in on_chip):
         found.append(Finding(
             "", "neurons send one spike a step", f"those of {chip.name} send as many as their potential holds thresholds",
-            "compare accuracies with simulate --target; more steps and smaller inputs bring them together", stops=False,
+            "several spikes of a neuron in one step are what differs, and training with one a step is not what the chip "
+            f"computes: compare accuracies with simulate --target {chip.name}", stops=False,
         ))  # fmt: skip
     if chip.output_apart:
         found += _of_the_output(outline, chip)
@@ -132,8 +139,8 @@ def _of_the_input(outline: Outline, chip: Target) -> Iterator[Finding]:
     elif outline.real_input:
         yield Finding(
             outline.input, f"the input is numbers ({outline.encoder})", f"{chip.name} reads spikes alone",
-            "use a spiking encoder (Poisson, Latency, Delta, or Frames of counted events), or compute the first layer on the "
-            "host, and count its spikes as the input",
+            "use a spiking encoder (convert.encoder=Poisson; trained from scratch: encoder=Poisson; or Latency, Delta, or Frames "
+            "of counted events), or compute the first layer on the host, and count its spikes as the input",
         )  # fmt: skip
 
 
@@ -144,7 +151,7 @@ def _dynamics(layer: OutlinedLayer, chip: Target) -> Iterator[Finding]:
         yield Finding(
             name, "the output is the last or the largest of its values" if own else "a leak of 0",
             f"a potential of {chip.name} keeps a part of what it was",
-            "read the sum of the output's values, and train with it (read: sum)" if own else "use leak=0.001 or more",
+            "read the sum of the output's values, and train with it (read: sum)" if own else f"{_use('0.001', 'leak')} or more",
         )  # fmt: skip
     if kind == "readout":
         if not chip.real_output:
@@ -171,22 +178,22 @@ def _dynamics(layer: OutlinedLayer, chip: Target) -> Iterator[Finding]:
     if reset not in chip.resets:
         other = chip.resets[0]
         yield Finding(
-            name, f"a reset by {reset}", f"{chip.name} resets by {other}", f"use reset={other} from the start, and train"
+            name, f"a reset by {reset}", f"{chip.name} resets by {other}", f"{_use(other, 'reset')} from the start, and train"
         )
     elif reset in chip.unsimulated:
-        yield _unsimulated(name, f"a reset by {reset}", chip, f"use reset={chip.resets[0]}")
+        yield _unsimulated(name, f"a reset by {reset}", chip, _use(chip.resets[0], "reset"))
     if not chip.starts and np.any(layer.v_init):
         start = np.ravel(layer.v_init)[np.abs(layer.v_init).argmax()]
-        yield Finding(name, f"a start at {start:.3g} thresholds", f"neurons of {chip.name} start at 0", "use v_init=0")
+        yield Finding(name, f"a start at {start:.3g} thresholds", f"neurons of {chip.name} start at 0", _use("0", "v_init"))
     if chip.leaks == "powers of two" and layer.synaptic_leak is not None and not layer.synaptic_leak.all():
         yield Finding(
-            name, "a synaptic leak of 0", f"a current of {chip.name} outlives its step", "use synaptic_leak=0.5 or more"
+            name, "a synaptic leak of 0", f"a current of {chip.name} outlives its step", f"{_use('0.5', 'synaptic_leak')} or more"
         )
     wrong = [leak for leak in layer.leaks if leak not in (0.0, 1.0) and not float(np.log2(1 - leak)).is_integer()]
     if chip.leaks == "powers of two" and wrong:
         nearest = 1 - 2.0 ** round(float(np.log2(1 - wrong[0])))
         why = f"those of {chip.name} are 1 - 2^-k"
-        yield Finding(name, f"a leak of {wrong[0]:.4g}", why, f"use leak={nearest:g}, and train with it")
+        yield Finding(name, f"a leak of {wrong[0]:.4g}", why, f"{_use(f'{nearest:g}', 'leak')}, and train with it")
 
 
 def _unsimulated(name: str, what: str, chip: Target, change: str) -> Finding:
@@ -196,7 +203,7 @@ def _unsimulated(name: str, what: str, chip: Target, change: str) -> Finding:
 
 def _instead(kind: str, chip: Target) -> str:
     if "IF" in chip.neurons:
-        return ONE_BIT if kind == "GradedIF" else "use IF" if kind == "LIF" else f"use {' or '.join(chip.neurons)}"
+        return ONE_BIT if kind == "GradedIF" else _use("IF") if kind == "LIF" else f"use {' or '.join(chip.neurons)}"
     powers = " and leaks of 1 - 2^-k" if chip.leaks != "any" else ""
     return f"train a network with {' or '.join(chip.neurons)}{powers} from scratch"
 

@@ -42,6 +42,8 @@ def test_a_recipe_becomes_a_page(tmp_path: Path) -> None:
     told = run("digits_mlp_stdb", "--samples", "1", "--entries", "100", "--rule", "ActivationRelaxation", "-o", str(out))
     assert re.search(r"backward edges +(\d+), of which \1 in numbers, \1 add up", told)
     assert "activations sampled" in told
+    assert re.search(r"finite differences +calls: \d+ agree", told)
+    assert re.search(r"flags +(none|(\w+: \w+ in layers\S*.*))\n", told)
     assert "ActivationRelaxation" in out.read_text()
 
 

@@ -26,7 +26,7 @@ class Story {
     this.answer = h("p", { id: "nudge-answer", role: "status", "aria-live": "off" });
     this.plot = h("div", { class: "nudge-plot" });
     const answer = this.jumps
-      ? `Training uses the surrogate gradient, ∂L/∂w = ${fmt(s.gradient)}: the slope of a network with smoothed spikes. The loss of this network stays, or jumps by another amount than the gradient times the nudge.`
+      ? `Training uses the surrogate gradient, ∂L/∂w = ${fmt(s.gradient)}: computed as if every spike had the slope of a smoothed one. The loss of this network stays, or jumps by another amount than the gradient times the nudge.`
       : `The answer is its gradient, ∂L/∂w = ${fmt(s.gradient)}: the loss changes by about ${fmt(s.gradient, 3)} times the nudge. The network itself, run again with the weight moved by a hair, gives a slope of ${fmt(s.measured)}.`;
     this.element.replaceChildren(
       h("h2", { id: "story-title", text: "One weight, and the loss" }),
@@ -73,7 +73,7 @@ class Story {
     const { by, story: s, net } = this, L = net.data.loss, now = this.lossAt(by), line = L + s.gradient * by, sign = (x) => (x >= 0 ? `+${fmt(x, 4)}` : fmt(x, 4));
     this.slider.setAttribute("aria-valuetext", sign(by));
     this.answer.dataset.loss = now;
-    this.answer.replaceChildren(`w ${sign(by)}: the loss goes from ${fmt(L, 5)} to `, h("b", { text: fmt(now, 5) }), ` (${sign(now - L)}). ${this.jumps ? "With smoothed spikes" : "The gradient says"} ${fmt(s.gradient, 4)} × ${fmt(by, 3)} = ${sign(line - L)}.`);
+    this.answer.replaceChildren(`w ${sign(by)}: the loss goes from ${fmt(L, 5)} to `, h("b", { text: fmt(now, 5) }), ` (${sign(now - L)}). ${this.jumps ? "The surrogate gradient says" : "The gradient says"} ${fmt(s.gradient, 4)} × ${fmt(by, 3)} = ${sign(line - L)}.`);
     this.plot.replaceChildren(this.curve(by, now));
   }
 
