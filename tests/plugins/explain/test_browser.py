@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor, nn
 
 from spikeprop.learn import CrossEntropy
 from spikeprop.plugins.activation_relaxation import ActivationRelaxation
@@ -51,7 +52,8 @@ def assert_equals_torch(opened: Opened, step: TracedStep) -> None:
 def test_the_browser_computes_the_same_numbers_as_torch(opened: Opened, build: Build, name: str) -> None:
     built = build(name)
     opened.go(built.file)
-    assert opened.page.evaluate("app.net.editable")
+    assert opened.page.evaluate("app.net.computes")
+    assert opened.page.evaluate("app.net.editable") == (name not in ("graded", "modern"))  # whose masks and states stay
     assert_equals_torch(opened, built.step)
 
 
@@ -306,6 +308,46 @@ def test_pages_without_editing_state_the_reason(opened: Opened, tmp_path: Path) 
     assert "Activations are sampled" in opened.page.inner_text("#about")
     assert "entries kept" in opened.page.inner_text("#inspector")
     assert not serious(opened)
+
+
+class _Choosing(nn.Module):
+    """A hidden layer without its negative entries, chosen by one of three conditions."""
+
+    def __init__(self, how: str):
+        super().__init__()
+        self.first, self.last, self.how = nn.Linear(2, 3), nn.Linear(3, 2), how
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.first(x)
+        if self.how == "write":
+            h[h < 0] = 0
+        elif self.how == "where":
+            h = torch.where(h.detach() * 2 < 0, torch.zeros_like(h), h)
+        elif h.sum() > 0:
+            h = h * 2
+        return self.last(h)
+
+
+@pytest.mark.parametrize(
+    ("how", "reason"),
+    [
+        ("write", "write reads what lt computed"),
+        ("where", "where reads what lt computed"),
+        ("if", "bool decides with one of these numbers"),
+    ],
+)
+def test_a_page_whose_conditions_would_change_is_not_editable(how: str, reason: str, opened: Opened, tmp_path: Path) -> None:
+    """And its nudges are measured by torch: a condition computed from the original numbers would give a wrong loss."""
+    torch.manual_seed(1)
+    step = TrainingStep(name=how, model=_Choosing(how), x=torch.tensor([[0.5, -0.7], [1.2, 0.3]]), y=torch.tensor([0, 1]))
+    data = page_data(step, trace_step(step))
+    write_page(tmp_path / "page.html", data)
+    bias = next(v["id"] for v in data["values"] if v["name"] == "first.bias")
+    opened.go(tmp_path / "page.html", f"#step=0&edit={bias}.0:-3")
+    assert f"Not editable: {reason}" in opened.page.inner_text("#edits")
+    assert "edited" not in opened.page.inner_text("#loss")
+    opened.page.fill("#nudge", "0")
+    assert float(opened.page.get_attribute("#nudge-answer", "data-loss")) == data["story"]["nudges"][0]["loss"]
 
 
 def test_rules_are_compared_and_animated(opened: Opened, tmp_path: Path) -> None:
