@@ -45,7 +45,7 @@ def flags_of(trace: Trace, kinds: dict[int, str]) -> dict[int, list[str]]:
 
 
 def unit_axis(node: Node, trace: Trace, kinds: dict[int, str]) -> int:
-    """The axis of the units of a ReLU: the last if the last layer before it is one on features (as of tokens), else that of the channels."""
+    """The axis of a ReLU's units: the last behind a layer on features, also through entrywise calls, else the channels'."""
     shape, makers = trace.values[node.outputs[0]].tensor.shape, {i: n for n in trace.nodes for i in n.outputs}
     maker = makers.get(node.inputs[0])
     while maker is not None and kinds[maker.index] in ENTRYWISE:
