@@ -52,7 +52,6 @@ PAGES: dict[str, tuple[str, Action | None, str | None, int]] = {  # page, action
     "explain_code": ("gallery/xor.html#step=5", exercise, "#code", TALL),
     "report_page": ("gallery/report.html", None, None, 1200),
     "report_network": ("gallery/report.html", None, "#run-0-diagram", TALL),
-    "report_training": ("gallery/reports.html", at("#training"), None, TALL),
     "report_runs": ("gallery/reports.html", None, None, TALL),
     "home": ("index.html", None, None, 1180),
 }
@@ -71,7 +70,7 @@ PHONES: dict[str, list[tuple[str, Action | None]]] = {
     ],
     "home_phone": [
         ("index.html", None),
-        ("index.html", at("iframe.live")),
+        ("index.html", at(".live-picture")),
         ("index.html", at(".pictures")),
         ("results.html", None),
     ],
@@ -88,7 +87,7 @@ def taken(
     if path.startswith("gallery/") and "report" not in path:
         page.wait_for_selector("html[data-ready=yes]", state="attached")
         loose(page)
-    if "index" in address:  # its frame loads when it comes into view
+    if "index" in address and width == WIDE:  # its frame loads when it comes into view; phones have a picture instead
         page.locator("iframe.live").scroll_into_view_if_needed()
         page.frame_locator("iframe.live").locator("html[data-ready=yes]").wait_for(state="attached")
         page.evaluate(TOP)

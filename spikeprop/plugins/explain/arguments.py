@@ -41,18 +41,19 @@ def fill(tree: Any, tensors: list[Tensor]) -> Any:
 
 def floating(result: Any) -> list[Tensor]:
     """Floating-point tensors of the result of a call, in order."""
-    return [t for t in _tensors(result) if t.is_floating_point()]
+    return [t for t in tensors_of(result) if t.is_floating_point()]
 
 
 def complex_of(result: Any) -> list[Tensor]:
     """Complex tensors of the result of a call."""
-    return [t for t in _tensors(result) if t.is_complex()]
+    return [t for t in tensors_of(result) if t.is_complex()]
 
 
-def _tensors(result: Any) -> list[Tensor]:
+def tensors_of(result: Any) -> list[Tensor]:
+    """Tensors of the result of a call, in order."""
     if isinstance(result, Tensor):
         return [result]
-    return [t for part in result for t in _tensors(part)] if isinstance(result, list | tuple) else []
+    return [t for part in result for t in tensors_of(part)] if isinstance(result, list | tuple) else []
 
 
 Kind = tuple[str, dict[str, Any]]

@@ -25,6 +25,7 @@ from spikeprop.plugins.explain.trace import Node, Trace
 COMPLETE = 40_000  # maximum of numbers in all tensors for a complete page
 SAMPLE = 48  # entries of a tensor in a larger page
 DIGITS = 7  # significant digits of sampled entries
+BAKED = ("rearrange", "factor")  # kinds whose settings are computed from masks and indices
 PIXELS = 64  # rows and columns of the picture of an input
 NEURONS = 6  # neurons per layer whose course through time is drawn
 
@@ -70,11 +71,25 @@ def page_data(subject: TrainingStep, step: TracedStep, limit: int = COMPLETE) ->
         "cards": {key: CARDS[key].describe() for key in CARDS if key in cards},
         "meanings": MEANINGS,
         "unknown": sorted({n["name"] for n in nodes if n["kind"] == "opaque"}),
+        "followed": {index: {"by": by, "inputs": inputs} for index, (by, inputs) in trace.followed.items()},
+        "fixed": _fixed(trace, kinds),
         "neurons": _courses(trace, settings),
         "checks": _checks(locals_, writer.sums),
         "story": story(subject, step, complete),
         "program": program(trace, settings) if complete else {"reason": "the page contains only a sample of each tensor"},
     }
+
+
+def _fixed(trace: Trace, kinds: dict[int, str]) -> list[str]:
+    """What stays as it was after an edit, though the network would compute it again: the reasons why a page is not editable."""
+    found = [f"{name} decides with one of these numbers outside of the step" for name in trace.left]
+    for node in trace.nodes:
+        for index in node.inputs:
+            if index in trace.fixed:
+                found.append(f"{node.name} reads what {trace.fixed[index]} computed from these numbers without a gradient")
+            elif index in trace.followed and kinds[node.index] in BAKED and not trace.values[index].tensor.is_floating_point():
+                found.append(f"{node.name} selects by what {trace.followed[index][0]} computed from these numbers")
+    return list(dict.fromkeys(found))
 
 
 class _Writer:
@@ -229,7 +244,7 @@ def _after(nodes: list[Node], trace: Trace, u: Tensor) -> Tensor:
 
 def _checks(locals_: dict[int, Local], sums: dict[int, bool]) -> dict[str, Any]:
     """Number of edges with numbers, and of checks that hold."""
-    edges = [e for local in locals_.values() for e in local.edges]
+    edges = [e for local in locals_.values() for e in local.edges if e.downstream.numel()]
     verdicts = [local.difference.verdict for local in locals_.values() if local.difference is not None]
     return {
         "edges": len(edges),

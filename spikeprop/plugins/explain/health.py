@@ -14,6 +14,7 @@ from spikeprop.plugins.explain.trace import Node, Trace
 SHARE = 0.5  # minimum fraction of units for a flag
 FLAT = 0.01  # a derivative below this fraction of its maximum counts as saturated
 ON_FEATURES = ("affine", "matmul", "layer_norm")  # the last axis of their outputs is that of the features
+ENTRYWISE = ("add", "sub", "rsub", "mul", "div", "factor", "where", "relu", "tanh", "sigmoid", "silu", "gelu")  # keep the axes
 RATIO = 1e3  # ratio of the sizes of cotangents
 MEANINGS = {
     "dead": f"at least {SHARE:.0%} of the units of a ReLU are zero for every sample shown",
@@ -44,9 +45,13 @@ def flags_of(trace: Trace, kinds: dict[int, str]) -> dict[int, list[str]]:
 
 
 def unit_axis(node: Node, trace: Trace, kinds: dict[int, str]) -> int:
-    """The axis of the units of a ReLU: the last behind a layer on features (as of tokens), else that of the channels."""
-    shape, makers = trace.values[node.outputs[0]].tensor.shape, {i: n.index for n in trace.nodes for i in n.outputs}
-    before = kinds.get(makers.get(node.inputs[0], -1))
+    """The axis of a ReLU's units: the last behind a layer on features, also through entrywise calls, else the channels'."""
+    shape, makers = trace.values[node.outputs[0]].tensor.shape, {i: n for n in trace.nodes for i in n.outputs}
+    maker = makers.get(node.inputs[0])
+    while maker is not None and kinds[maker.index] in ENTRYWISE:
+        above = [makers[i] for i in maker.inputs if i in makers and trace.values[i].tensor.shape == shape]
+        maker = above[0] if above else None
+    before = None if maker is None else kinds[maker.index]
     return len(shape) - 1 if before in ON_FEATURES else min(1, len(shape) - 1)
 
 

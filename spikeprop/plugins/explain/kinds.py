@@ -55,24 +55,37 @@ def kind_of(node: Node, trace: Trace) -> Kind:
 
 def _rearrange(node: Node, inputs: list[Tensor]) -> Kind:
     """The position of each output entry in the concatenated inputs; -1 for a zero."""
-    numbered, first = [], 1
-    for tensor in inputs:
-        if tensor.is_floating_point():
-            numbered.append(torch.arange(first, first + tensor.numel(), dtype=torch.float64).view(tensor.shape))
-            first += tensor.numel()
-        else:
-            numbered.append(tensor)
+    numbered = _numbered(inputs, 1)
     outputs = node.run(numbered)
     moved = [out.detach().flatten() for out in outputs]
     if any((m != m.round()).any() for m in moved):
         return OPAQUE
-    if not _moves(moved, node.run(inputs), inputs):
+    if not _moves(moved, node.run(inputs), inputs) or not _shifts(moved, node, inputs):
         return OPAQUE
     lost = [int(t.numel()) for t in inputs if t.is_floating_point()]
     if len(moved) == 1 and lost == [len(moved[0])] and torch.equal(moved[0], torch.arange(1.0, lost[0] + 1, dtype=torch.float64)):
         return "rearrange", {"same": True, "shapes": [list(outputs[0].shape)]}
     index = [(m - 1).long().tolist() for m in moved]
     return "rearrange", {"index": index, "shapes": [list(out.shape) for out in outputs]}
+
+
+def _numbered(inputs: list[Tensor], first: int) -> list[Tensor]:
+    """The inputs with consecutive numbers as entries."""
+    found = []
+    for tensor in inputs:
+        if tensor.is_floating_point():
+            found.append(torch.arange(first, first + tensor.numel(), dtype=torch.float64).view(tensor.shape))
+            first += tensor.numel()
+        else:
+            found.append(tensor)
+    return found
+
+
+def _shifts(moved: list[Tensor], node: Node, inputs: list[Tensor]) -> bool:
+    """Whether every number but zero grows with the numbers of the entries: one that a pad adds, for example, does not."""
+    by = 1 + sum(t.numel() for t in inputs)
+    again = node.run(_numbered(inputs, 1 + by))
+    return all(torch.equal(new.detach().flatten(), torch.where(m == 0, m, m + by)) for m, new in zip(moved, again))
 
 
 def _moves(moved: list[Tensor], outputs: list[Tensor], inputs: list[Tensor]) -> bool:

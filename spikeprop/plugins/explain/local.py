@@ -222,6 +222,8 @@ class Columns:
 
 def _sums(columns: Columns, entries: int, terms: int) -> list[Sum]:
     size = columns.down.abs()
+    if not len(size):  # a write that selects nothing
+        return []
     chosen = size.topk(max(1, min(entries, int((size > 0).sum())))).indices.sort().values
     found = [_sum(columns, int(i), terms) for i in chosen]
     return [s for s in found if s is not None]

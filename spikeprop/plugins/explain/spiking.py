@@ -49,6 +49,13 @@ def reset(u: Tensor, spikes: Tensor, theta: Tensor, to_zero: bool) -> Tensor:
     return u * (1 - spikes) if to_zero else u - theta * spikes
 
 
+def count_on(since: Tensor, spikes: Tensor) -> Tensor:
+    """``advance_since`` as one call, which a page repeats after an edit."""
+    if has_torch_function((since, spikes)):
+        return handle_torch_function(count_on, (since, spikes), since, spikes)
+    return advance_since(since, spikes)
+
+
 def grade(current: Tensor, v: Tensor, sent: Tensor, unit: Tensor, payload: int) -> Tensor:
     """Payloads of graded neurons, see ``spikeprop.snn.signed``; their derivative is zero."""
     if has_torch_function((current, v, sent, unit)):
@@ -177,7 +184,7 @@ class _Simulation:
         u = integrate(v, current, neuron.leak)
         spikes = fire(u, neuron.v_threshold, since, neuron.surrogate)
         fixed = spikes.detach()
-        self.states[name] = reset(u, fixed, neuron.v_threshold, neuron.reset == "zero"), advance_since(since, fixed)
+        self.states[name] = reset(u, fixed, neuron.v_threshold, neuron.reset == "zero"), count_on(since, fixed)
         return spikes
 
     def _adaptive(self, name: str, neuron: ALIF, current: Tensor) -> Tensor:
@@ -190,7 +197,7 @@ class _Simulation:
         spikes = fire(u - neuron.adaptation * a, neuron.v_threshold, since, neuron.surrogate)
         fixed = spikes.detach()
         after = reset(u, fixed, neuron.v_threshold, neuron.reset == "zero")
-        self.states[name] = after, integrate(a, spikes, neuron.adaptation_leak), advance_since(since, fixed)
+        self.states[name] = after, integrate(a, spikes, neuron.adaptation_leak), count_on(since, fixed)
         return spikes
 
     def _graded(self, name: str, neuron: GradedIF, current: Tensor) -> Tensor:

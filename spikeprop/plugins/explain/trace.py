@@ -18,9 +18,10 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from spikeprop.errors import ExplainError
-from spikeprop.plugins.explain.arguments import complex_of, fill, floating, take
+from spikeprop.plugins.explain.arguments import complex_of, fill, floating, take, tensors_of
+from spikeprop.plugins.explain.derived import Derived
 from spikeprop.plugins.explain.source import calling_line
-from spikeprop.plugins.explain.writes import SETTING, assigned, value_of
+from spikeprop.plugins.explain.writes import SETTING, assigned, repeats, value_of
 
 Role = Literal["input", "parameter", "constant", "value"]
 ASKING = "has_torch_function"  # with this function, torch checks whether a mode handles a call
@@ -90,11 +91,22 @@ class Node:
 
 @dataclass
 class Trace:
-    """A recorded step: values and nodes by number, and the number of the loss."""
+    """A recorded step.
+
+    Attributes:
+        values, nodes: by number.
+        loss: number of the loss.
+        followed: constants that are computed from other values, with the call and the numbers of its inputs (``derived``).
+        fixed: constants that are computed from the step's numbers in another way, with the call.
+        left: calls by which numbers left torch, as for an ``if``.
+    """
 
     values: list[Value] = field(default_factory=list)
     nodes: list[Node] = field(default_factory=list)
     loss: int = -1
+    followed: dict[int, tuple[str, list[int]]] = field(default_factory=dict)
+    fixed: dict[int, str] = field(default_factory=dict)
+    left: list[str] = field(default_factory=list)
 
     def consumers(self) -> dict[int, list[tuple[int, int]]]:
         """(node, slot) of each use of each value with a cotangent."""
@@ -122,6 +134,8 @@ class Tracer(TorchFunctionMode):
         self.trace = Trace()
         self.step: int | None = None
         self._known: dict[int, tuple[int, int]] = {}  # id of a tensor to (value, version)
+        self._derived = Derived(self._present, self._is_own)
+        self.trace.left = self._derived.left
         self._alive: list[Any] = []  # keeps tensors alive, because ids are reused
         self._names = {id(t): (name, "parameter") for name, t in model.named_parameters()}
         self._names |= {id(t): (name, "constant") for name, t in model.named_buffers()}
@@ -182,13 +196,22 @@ class Tracer(TorchFunctionMode):
         found: list[Tensor] = []
         template = take(args, found), take(kwargs, found)
         if not (torch.is_grad_enabled() and any(t.requires_grad for t in found)):
-            return func(*args, **kwargs)
+            before = [t._version for t in found]
+            result = func(*args, **kwargs)
+            self._derived.note(name, found, self._plain(result, found, before), result)
+            return result
+        if name == SETTING and repeats(args[0], args[1]):
+            raise ExplainError(
+                "a write names an entry several times, and which of the values stays is not defined: write each entry once "
+                "(h[:, 0] = x), or add them up (h.index_add(...))"
+            )
         inputs = [self._value_of(t) for t in found]
         node = Node(len(self.trace.nodes), name, func, template, inputs, generator=torch.get_rng_state())
-        versions = {id(t): t._version for t in found}
+        versions, before = {id(t): t._version for t in found}, [t._version for t in found]
         self._busy = node
         result = _apart(func(*args, **kwargs))
         self._busy = None
+        self._derived.note(name, found, self._plain(result, found, before), result)
         targets = found[:1] if name == SETTING else found  # what is assigned may be a view of it, which becomes stale
         written = [t for t in targets if versions[id(t)] != t._version and t.requires_grad]
         outputs = written if name == SETTING else [t for t in floating(result) if t.requires_grad]
@@ -204,6 +227,21 @@ class Tracer(TorchFunctionMode):
         node.outputs = [self._add(t, f"{node.name} {node.index}", "value").index for t in outputs]
         return result
 
+    @staticmethod
+    def _plain(result: Any, read: list[Tensor], before: list[int]) -> list[Tensor]:
+        """The results without a gradient, and the tensors without one that were written."""
+        written = [t for t, version in zip(read, before) if t._version != version]
+        return [t for t in (*tensors_of(result), *written) if not t.requires_grad]
+
+    def _present(self, tensor: Tensor) -> int | None:
+        known = self._known.get(id(tensor))
+        return known[0] if known is not None and known[1] == tensor._version else None
+
+    def _is_own(self, tensor: Tensor) -> bool:
+        known = self._present(tensor)
+        named = self._names.get(id(tensor), ("", ""))[1] == "parameter"
+        return named or (known is not None and self.trace.values[known].role != "constant")
+
     def _refuse_complex(self, name: str, tensors: list[Tensor]) -> None:
         if any(t.is_complex() and t.requires_grad for t in tensors):
             place, kind = self._place()
@@ -215,10 +253,12 @@ class Tracer(TorchFunctionMode):
     def _refuse_unknown_write(self, name: str, written: list[Tensor], outputs: list[Tensor]) -> None:
         """Refuse a write through a view, which changes other tensors too, and one into a tensor that no output is."""
         if any(t._is_view() or all(t is not o for o in outputs) for t in written):
-            raise ExplainError(
-                f"{name} writes through a view of a tensor, or into several, which cannot be shown; write into the tensor itself "
-                "(h[i] = h[i] + x, not h[i] += x), or make a new one (torch.where, torch.cat)"
+            remedy = (
+                "write into a copy (h = h.clone() before h[i] = x)"
+                if name == SETTING
+                else "write into the tensor itself (h[i] = h[i] + x, not h[i] += x), or make a new one (torch.where, torch.cat)"
             )
+            raise ExplainError(f"{name} writes through a view of a tensor, or into several, which cannot be shown; {remedy}")
 
     def _open(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         """Record the inner calls of a composite function: its own check for a mode is disabled once."""
@@ -236,16 +276,22 @@ class Tracer(TorchFunctionMode):
             setattr(F, ASKING, real)
 
     def _value_of(self, tensor: Tensor) -> int:
-        known = self._known.get(id(tensor))
-        if known is not None and known[1] == tensor._version:
-            return known[0]
+        known = self._present(tensor)
+        if known is not None:
+            return known
         if tensor.requires_grad and not tensor.is_leaf:
             made = type(tensor.grad_fn).__name__
             raise ExplainError(
                 f"a tensor was made outside of the traced step, or was changed in place through a view (made by {made})"
             )
         name, role = self._names.get(id(tensor), ("constant", "constant"))
-        return self._add(tensor, name, role).index  # type: ignore[arg-type]
+        index = self._add(tensor, name, role).index  # type: ignore[arg-type]
+        recipe, maker = self._derived.recipe(tensor), self._derived.source(tensor)
+        if role == "constant" and recipe is not None:
+            self.trace.followed[index] = recipe
+        elif role == "constant" and maker is not None:
+            self.trace.fixed[index] = maker
+        return index
 
     def _add(self, tensor: Tensor, name: str, role: Role) -> Value:
         value = Value(len(self.trace.values), name, role, tensor.detach().clone(), tensor.requires_grad)

@@ -26,3 +26,9 @@ def value_of(target: Tensor, value: Any) -> Tensor:
     if isinstance(value, Tensor):
         return value if value.dtype == target.dtype or value.requires_grad else value.to(target.dtype)
     return torch.as_tensor(value, dtype=target.dtype, device=target.device)
+
+
+def repeats(target: Tensor, index: Any) -> bool:
+    """Whether an index names an entry twice: which of the values stays is not defined."""
+    places = torch.arange(target.numel()).view(target.shape)[index]
+    return len(places.unique()) < places.numel()

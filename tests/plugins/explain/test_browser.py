@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor, nn
 
 from spikeprop.learn import CrossEntropy
 from spikeprop.plugins.activation_relaxation import ActivationRelaxation
@@ -51,7 +52,8 @@ def assert_equals_torch(opened: Opened, step: TracedStep) -> None:
 def test_the_browser_computes_the_same_numbers_as_torch(opened: Opened, build: Build, name: str) -> None:
     built = build(name)
     opened.go(built.file)
-    assert opened.page.evaluate("app.net.editable")
+    assert opened.page.evaluate("app.net.computes")
+    assert opened.page.evaluate("app.net.editable") == (name not in ("graded", "modern"))  # whose masks and states stay
     assert_equals_torch(opened, built.step)
 
 
@@ -308,6 +310,57 @@ def test_pages_without_editing_state_the_reason(opened: Opened, tmp_path: Path) 
     assert not serious(opened)
 
 
+class _Choosing(nn.Module):
+    """A hidden layer without its negative entries, chosen by one of three conditions."""
+
+    def __init__(self, how: str):
+        super().__init__()
+        self.first, self.last, self.how = nn.Linear(2, 3), nn.Linear(3, 2), how
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.first(x)
+        if self.how == "write":
+            h[h < 0] = 0
+        elif self.how == "where":
+            h = torch.where(h.detach() * 2 < 0, torch.zeros_like(h), h)
+        elif h.sum() > 0:
+            h = h * 2
+        return self.last(h)
+
+
+@pytest.mark.parametrize(
+    ("how", "reason"),
+    [
+        ("write", "write reads what lt computed"),
+        ("where", "where reads what lt computed"),
+        ("if", "bool decides with one of these numbers"),
+    ],
+)
+def test_a_page_whose_conditions_would_change_is_not_editable(how: str, reason: str, opened: Opened, tmp_path: Path) -> None:
+    """And its nudges are measured by torch: a condition computed from the original numbers would give a wrong loss."""
+    torch.manual_seed(1)
+    step = TrainingStep(name=how, model=_Choosing(how), x=torch.tensor([[0.5, -0.7], [1.2, 0.3]]), y=torch.tensor([0, 1]))
+    data = page_data(step, trace_step(step))
+    write_page(tmp_path / "page.html", data)
+    bias = next(v["id"] for v in data["values"] if v["name"] == "first.bias")
+    opened.go(tmp_path / "page.html", f"#step=0&edit={bias}.0:-3")
+    assert f"Not editable: {reason}" in opened.page.inner_text("#edits")
+    assert "edited" not in opened.page.inner_text("#loss")
+    opened.page.fill("#nudge", "0")
+    assert float(opened.page.get_attribute("#nudge-answer", "data-loss")) == data["story"]["nudges"][0]["loss"]
+
+
+def test_spikes_of_a_reset_follow_an_edit(opened: Opened, build: Build) -> None:
+    """In torch they are constants, which have no gradient; after an edit they are other ones."""
+    built = build("spiking")
+    inputs = next(v for v in built.data["values"] if v["role"] == "input")
+    opened.go(built.file, "#step=0&edit=" + ",".join(f"{inputs['id']}.{i}:0" for i in range(built.subject.x.numel())))
+    step = trace_step(dataclasses.replace(built.subject, x=torch.zeros_like(built.subject.x)))
+    changed = [i for i in step.trace.followed if not step.trace.values[i].tensor.equal(built.step.trace.values[i].tensor)]
+    assert changed
+    assert_equals_torch(opened, step)
+
+
 def test_rules_are_compared_and_animated(opened: Opened, tmp_path: Path) -> None:
     torch.manual_seed(0)
     layers = [torch.nn.Linear(4, 6), torch.nn.Tanh(), torch.nn.Linear(6, 5), torch.nn.Tanh(), torch.nn.Linear(5, 3)]
@@ -415,11 +468,23 @@ def test_blanks_are_checked_by_their_numbers(opened: Opened, build: Build) -> No
 def test_a_small_graph_has_its_numbers(opened: Opened, build: Build) -> None:
     built = build("mlp")
     opened.go(built.file, "#step=7")
+    read = (
+        "all => all.map(t => { const b = t.getBoundingClientRect(); return [t.textContent, b.left, b.right, b.top, b.bottom]; })"
+    )
+    shown = 0
     for v in built.data["values"]:
-        drawn = opened.page.eval_on_selector_all(f"[data-value='{v['id']}'] .numbers text", "all => all.map(t => t.textContent)")
-        if drawn:
-            numbers = v["data"]["all"] + (v["cotangent"]["all"] if "cotangent" in v else [])
-            assert [float(t.replace("−", "-")) for t in drawn] == pytest.approx(numbers, abs=0.0051)
+        drawn = opened.page.eval_on_selector_all(f"[data-value='{v['id']}'] .numbers text", read)
+        if not drawn:
+            continue
+        shown += 1
+        all_ = v["data"]["all"] + (v["cotangent"]["all"] if "cotangent" in v else [])
+        cut = drawn if len(drawn) == len(all_) else []  # one of the two tensors may have no room
+        for (text, *_), number in zip(cut, all_):
+            assert float(text.replace("−", "-")) == pytest.approx(number, abs=0.0501, rel=0.1)
+        for i, (_, left, right, top, bottom) in enumerate(drawn):
+            for _, left2, right2, top2, bottom2 in drawn[i + 1 :]:
+                assert min(right, right2) - max(left, left2) <= 0.5 or min(bottom, bottom2) - max(top, top2) <= 3
+    assert shown >= 2
     assert opened.page.locator(".box .numbers text").count() > 0
 
 

@@ -251,6 +251,8 @@ class _Writes(nn.Module):
         h[0, 3] = 7
         h[1:] = h[:1] * 3
         h[0] = h[1]
+        nothing = x[:, 0] > 99
+        h[nothing] = h[nothing] * 2
         return self.last(out * h)
 
 
@@ -262,7 +264,7 @@ def test_writes_into_parts_have_the_gradients_of_torch() -> None:
     assert checks["edges"] == checks["edges_that_match"] == checks["edges_with_numbers"]
     assert checks["values_whose_edges_add_up"] == checks["values"]
     assert checks["differences"]["agrees"] == len(page["nodes"])
-    assert sum(node["name"] == "write" for node in page["nodes"]) == 6
+    assert sum(node["name"] == "write" for node in page["nodes"]) == 7
     expected, replayed = plain_gradients(subject), replay(page)
     assert set(replayed) >= set(expected)
     for name, gradient in expected.items():
@@ -281,9 +283,11 @@ def test_units_of_tokens_are_features_and_of_images_channels() -> None:
     head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
     for model, x, axis in (
         (OfTokens(features, nn.ReLU()), torch.randn(2, 5, 3), 2),
+        (OfTokens(features, nn.Dropout(1e-9), nn.ReLU()), torch.randn(2, 5, 3), 2),
         (nn.Sequential(channels, nn.ReLU(), *head), torch.randn(2, 1, 5, 5), 1),
     ):
-        relu = data_of(TrainingStep(name="u", model=model, x=x, y=torch.tensor([2, 3])))["nodes"][1]
+        nodes = data_of(TrainingStep(name="u", model=model, x=x, y=torch.tensor([2, 3])))["nodes"]
+        relu = next(node for node in nodes if node["kind"] == "relu")
         assert (relu["settings"]["units"], relu["flags"]) == (axis, ["dead"])
 
 
@@ -294,9 +298,35 @@ def test_a_pad_with_a_number_is_not_taken_for_a_rearrangement() -> None:
     assert [node["kind"] for node in page["nodes"]] == ["affine", "opaque", "cross_entropy"]
 
 
+def test_a_pad_beside_an_entry_of_the_same_value_is_no_rearrangement() -> None:
+    class OfOnes(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            h = x * 2
+            return F.pad(h / h.detach()[0, 0], (0, 1), value=1.0)  # the entry with number 1 is 1
+
+    page = data_of(TrainingStep(name="pad", model=OfOnes(), x=torch.randn(2, 3), y=torch.tensor([0, 3])))
+    assert next(node["kind"] for node in page["nodes"] if node["name"] == "pad") == "opaque"
+
+
+class _Twice(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        h = x * 2
+        h[:, [0, 0]] = x[:, 1:]
+        return h
+
+
+class _IntoView(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        h = (x * 2).T
+        h[0] = x[:, 1]
+        return h.T
+
+
 @pytest.mark.parametrize(
     ("model", "loss", "message"),
     [
+        (_Twice(), F.cross_entropy, "names an entry several times"),
+        (_IntoView(), F.cross_entropy, r"h\.clone\(\)"),
         (_ThroughView(), F.cross_entropy, "writes through a view"),
         (_StaleView(), F.cross_entropy, "changed in place through a view"),
         (nn.Identity(), lambda s, y: s, "must be one number"),

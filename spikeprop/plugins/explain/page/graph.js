@@ -4,7 +4,7 @@
 
 const BOX = { width: 146, height: 88, gapX: 34, gapY: 20 };
 const LEAF = { width: 146, height: 54, gap: 8 };
-const NUMBERED = { calls: 8, width: 184, gap: 24, box: 100, leaf: 68, columns: 3, row: 9.5 }; // a graph of few calls has room for numbers
+const NUMBERED = { calls: 8, width: 184, gap: 24, box: 100, leaf: 68, columns: 3, row: 9.5, letter: 5.6 }; // a graph of few calls has room for numbers
 const TOP = 52; // room for skip connections above the boxes
 const short = (name) => name.replace(/^(stages\.|layers\.)/, "").replace(/\.synapses\.\d+\.ops\.\d+/, "").replace(/^layers?_/, "layer ");
 
@@ -210,11 +210,12 @@ class Graph {
   number(image, view) {
     const [x, y, width, height] = ["x", "y", "width", "height"].map((a) => Number(image.getAttribute(a))), { shape, all } = view || {};
     const columns = shape && shape.length ? shape[shape.length - 1] : 1, rows_ = all ? all.length / columns : 0;
-    const fits = all && BOX.width === NUMBERED.width && shape.length < 3 && columns <= NUMBERED.columns && rows_ * NUMBERED.row <= height;
-    image.classList.toggle("numbered", Boolean(fits));
-    image.numbers.replaceChildren(...(fits ? Array.from(all, (v, i) => svg("text", {
+    const room = width / columns - 3, small = all && BOX.width === NUMBERED.width && shape.length < 3 && columns <= NUMBERED.columns && rows_ * NUMBERED.row <= height;
+    const texts = small ? [2, 1].map((digits) => Array.from(all, (v) => inBrief(v, digits))).find((t) => t.every((x) => x.length * NUMBERED.letter <= room)) : null;
+    image.classList.toggle("numbered", Boolean(texts));
+    image.numbers.replaceChildren(...(texts || []).map((text, i) => svg("text", {
       x: x + (width * ((i % columns) + 0.5)) / columns, y: y + (height * (Math.floor(i / columns) + 0.5)) / rows_ + 3.5, "text-anchor": "middle",
-    }, document.createTextNode(inBrief(v)))) : []));
+    }, document.createTextNode(text))));
   }
 
   activate(item) {
@@ -302,11 +303,11 @@ class Graph {
   }
 }
 
-// A number in at most five characters: two decimals, or its size where these would say little.
-const inBrief = (x) => {
+// A number in few characters: one or two decimals, or its size where these would say little.
+const inBrief = (x, digits) => {
   if (!Number.isFinite(x) || (Number.isInteger(x) && Math.abs(x) < 1e4)) return fmt(x);
   const a = Math.abs(x);
-  return (a >= 0.0095 && a < 99.5 ? x.toFixed(2) : a >= 99.5 && a < 9999.5 ? x.toFixed(0) : x.toExponential(0)).replace("e+", "e").replace(/-/g, "−");
+  return (a >= (digits === 2 ? 0.0095 : 0.095) && a < 99.5 ? x.toFixed(digits) : a >= 99.5 && a < 9999.5 ? x.toFixed(0) : x.toExponential(0)).replace("e+", "e").replace(/-/g, "−");
 };
 
 // A tensor as a picture: rows and columns of a matrix, maps of the first sample side by side, an image in its own colours.

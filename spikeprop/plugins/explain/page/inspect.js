@@ -86,7 +86,7 @@ function edgeView(net, node, edge) {
   const box = h("details", { class: "edge", open }, h("summary", {}, h("b", { text: `to ${nameOf(net, edge.value)}` }), ` — local derivatives: of ${shapeText(out)} outputs by ${shapeText(v.shape)} inputs`));
   const sums = h("div", { class: "sums" }, net.sums(edge).map((s) => sumView(net, node, edge, s)));
   box.append(sums, tensorView("downstream", net.downstream(edge)));
-  if (net.editable && sizeOf(v.shape) > 1) box.append(chooser(net, node, edge, sums));
+  if (net.computes && sizeOf(v.shape) > 1) box.append(chooser(net, node, edge, sums));
   const fan = v.role === "value" ? null : fanOut(net, edge.value);
   if (fan) box.append(fan);
   return box;

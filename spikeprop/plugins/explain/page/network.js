@@ -9,10 +9,11 @@ class Network {
     this.edgesOf = data.nodes.map(() => []);
     data.edges.forEach((e) => this.edgesOf[e.node].push(e));
     this.unknown = [...new Set(data.nodes.filter((n) => !OPERATIONS[n.kind]).map((n) => n.name))];
-    this.editable = data.complete && this.unknown.length === 0;
+    this.computes = data.complete && this.unknown.length === 0;
+    this.editable = this.computes && data.fixed.length === 0; // what is fixed would stay as it was
     this.edits = new Map(); // value -> Map(entry -> number)
     this.edition = 0;
-    if (this.editable) this.recompute();
+    if (this.computes) this.recompute();
   }
 
   get edited() { return this.edits.size > 0; }
@@ -35,10 +36,20 @@ class Network {
   forward() {
     const now = this.data.values.map((v) => (this.source.has(v.id) ? null : this.start(v.id)));
     this.data.nodes.forEach((n) => {
+      n.inputs.forEach((i) => this.follow(i, now));
       const found = OPERATIONS[n.kind].forward(n.inputs.map((i) => now[i]), n.settings);
       n.outputs.forEach((o, k) => { now[o] = found[k]; });
     });
     return now;
+  }
+
+  // A constant that the network computes from other values, as the spikes of a reset.
+  follow(id, now) {
+    const { by, inputs } = this.data.followed[id] || {};
+    if (!by) return;
+    inputs.forEach((i) => this.follow(i, now));
+    const [x, spikes] = inputs.map((i) => now[i]);
+    now[id] = by === "detach" ? x : map(x, (v, i) => (spikes.data[i] !== 0 ? 0 : v + 1));
   }
 
   // The loss of the original network with one other number.
@@ -73,24 +84,24 @@ class Network {
     return OPERATIONS[n.kind].backward(upstream, n.inputs.map((i) => this.now[i]), n.outputs.map((o) => this.now[o]), n.settings);
   }
 
-  loss() { return this.editable ? this.now[this.data.loss_value].data[0] : this.data.loss; }
+  loss() { return this.computes ? this.now[this.data.loss_value].data[0] : this.data.loss; }
 
   // A tensor for display: {shape, all} or {shape, places, some, least, most, mean, rms, zeros}.
   value(id) {
     const v = this.data.values[id];
-    return this.editable ? { shape: v.shape, all: this.now[id].data } : { shape: v.shape, ...v.data };
+    return this.computes ? { shape: v.shape, all: this.now[id].data } : { shape: v.shape, ...v.data };
   }
 
   cotangent(id) {
     const v = this.data.values[id];
     if (!v.cotangent) return null;
-    if (!this.editable) return { shape: v.shape, ...v.cotangent };
+    if (!this.computes) return { shape: v.shape, ...v.cotangent };
     return { shape: v.shape, all: (this.back[id] || like(this.now[id])).data };
   }
 
   downstream(edge) {
     const v = this.data.values[edge.value];
-    if (this.editable) return { shape: v.shape, all: (this.shares[edge.node][edge.slot] || like(this.now[edge.value])).data };
+    if (this.computes) return { shape: v.shape, all: (this.shares[edge.node][edge.slot] || like(this.now[edge.value])).data };
     return { shape: v.shape, ...(edge.downstream || v.cotangent) };
   }
 
@@ -139,7 +150,7 @@ class Network {
   }
 
   exported() {
-    if (!this.editable) return this.data;
+    if (!this.computes) return this.data;
     const found = structuredClone(this.data);
     found.loss = this.loss();
     found.values.forEach((v) => {

@@ -14,7 +14,7 @@ function editPanel(net, changed) {
   };
   const reset = h("button", { type: "button", id: "reset", onclick: () => { net.reset(); fill(); changed(); }, text: "Reset all edits" });
   if (net.editable) fill();
-  const reason = !net.data.complete ? "this page contains only a sample of each tensor" : `the page cannot compute ${net.unknown.join(", ")}`;
+  const reason = !net.data.complete ? "this page contains only a sample of each tensor" : net.data.fixed.length ? net.data.fixed.join("; ") : `the page cannot compute ${net.unknown.join(", ")}`;
   const text = net.editable ? "Change an input, a weight or a target: the page recomputes all numbers in double precision." : `Not editable: ${reason}.`;
   return { fill, element: h("section", { id: "edits", "aria-labelledby": "edits-title" }, h("h2", { id: "edits-title", text: "Inputs, weights, targets" }), h("p", { text }), net.editable ? reset : null, body) };
 }

@@ -61,7 +61,7 @@ class Quiz {
   // Which unit is dead: zero for all samples shown, so that nothing goes back through it.
   unit() {
     const { net } = this;
-    if (!net.editable) return null;
+    if (!net.computes) return null;
     const found = net.data.nodes.filter((n) => n.kind === "relu").flatMap((n) => {
       const { shape, all } = net.value(n.outputs[0]), axis = n.settings.units;
       if (shape.length < 2) return [];
