@@ -67,7 +67,7 @@ def check_price(product: Product, found: Estimate) -> None:
     """Raise MarketError for a price or standard error that is not finite, although all payoffs are: their sums are too large."""
     if not bool((found.value + found.standard_error).isfinite()):
         raise MarketError(
-            f"the price of {product.described()} is {float(found.value):g} +- {float(found.standard_error):g}: sums of its payoffs "
+            f"the price of {product.described()} is {float(found.value):g} +- {float(found.standard_error):g}: sums of payoffs "
             "are too large for floating-point numbers; count in a larger unit"
         )
 

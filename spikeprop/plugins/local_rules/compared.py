@@ -48,7 +48,7 @@ KNOWS = {  # of rules that do not say it themselves
 class RulesCompared(RuleComparison):
     """Compare learning rules on one network, and on the spiking network of the same layers.
 
-    Attributes (beside those of ``RuleComparison``):
+    Attributes:
         timesteps: T of the converted networks, and of the spiking arms.
         spiking: module with neurons that the spiking arms train.
         spiking_arms: rules that simulate, by name; may be empty. Their reference is BPTT.
