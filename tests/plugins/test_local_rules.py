@@ -217,6 +217,26 @@ def test_deviations_give_backprops_gradient_at_any_loss() -> None:
     assert not any(p.grad.any() for p in model.parameters() if p.grad is not None)
 
 
+@pytest.mark.parametrize("states", [5, 8])
+def test_deviations_reach_the_first_of_many_states(states: int) -> None:
+    """In single precision, with the defaults: every layer's error relative to its own gradient."""
+    model, x = mlp(20, *[40] * states, 5, act=nn.ReLU), torch.rand(32, 20, generator=torch.Generator().manual_seed(6))
+    labels = torch.arange(32) % 5
+    EquilibriumPropagation().step(model, x, labels)
+    found = [p.grad.double() for p in model.parameters() if p.grad is not None]
+    for got, expected in zip(found, backprop(model, x, labels), strict=True):
+        assert float((got - expected).norm() / expected.norm()) < 0.15
+
+
+def test_a_deviation_that_rounding_would_lose_is_refused() -> None:
+    """By too small a nudge; and of states that are fed back as they are, by weak feedback over many states."""
+    model, x = mlp(4, 6, 6, 6, 6, 6, 5).float(), torch.rand(6, 4)
+    with pytest.raises(SegmentError, match=r"the state '8' by .* is lost in the rounding .*: use a larger beta, float64"):
+        EquilibriumPropagation(beta=1e-6).step(model, x, LABELS)
+    with pytest.raises(SegmentError, match=r"the state '\d' by .* all layers up to there"):
+        EquilibriumPropagation(feedback_of="states", feedback=0.01, beta=0.2).step(model, x, LABELS)
+
+
 def test_states_that_do_not_settle_are_refused() -> None:
     model = mlp(4, 30, 30, 5, act=nn.ReLU)
     with torch.no_grad():
