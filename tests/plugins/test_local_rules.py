@@ -16,6 +16,7 @@ from spikeprop.ann import CNN, CIFARResNet
 from spikeprop.errors import LabelError, SegmentError, TrainingCollapsed
 from spikeprop.learn import CrossEntropy, LearningRule, Loss, SquaredError, fit, with_rates
 from spikeprop.plugins import (
+    ActivationRelaxation,
     DirectFeedbackAlignment,
     EquilibriumPropagation,
     FeedbackAlignment,
@@ -215,6 +216,26 @@ def test_deviations_give_backprops_gradient_at_any_loss() -> None:
     model.float().zero_grad()
     EquilibriumPropagation().step(model, x, labels)
     assert not any(p.grad.any() for p in model.parameters() if p.grad is not None)
+
+
+@pytest.mark.parametrize("states", [5, 8])
+def test_deviations_reach_the_first_of_many_states(states: int) -> None:
+    """In single precision, with the defaults: every layer's error relative to its own gradient."""
+    model, x = mlp(20, *[40] * states, 5, act=nn.ReLU), torch.rand(32, 20, generator=torch.Generator().manual_seed(6))
+    labels = torch.arange(32) % 5
+    EquilibriumPropagation().step(model, x, labels)
+    found = [p.grad.double() for p in model.parameters() if p.grad is not None]
+    for got, expected in zip(found, backprop(model, x, labels), strict=True):
+        assert float((got - expected).norm() / expected.norm()) < 0.15
+
+
+def test_a_deviation_that_rounding_would_lose_is_refused() -> None:
+    """By too small a nudge; and of states that are fed back as they are, by weak feedback over many states."""
+    model, x = mlp(4, 6, 6, 6, 6, 6, 5).float(), torch.rand(6, 4)
+    with pytest.raises(SegmentError, match=r"the state '8' by .* is lost in the rounding .*: use a larger beta, float64"):
+        EquilibriumPropagation(beta=1e-6).step(model, x, LABELS)
+    with pytest.raises(SegmentError, match=r"the state '\d' by .* all layers up to there"):
+        EquilibriumPropagation(feedback_of="states", feedback=0.01, beta=0.2).step(model, x, LABELS)
 
 
 def test_states_that_do_not_settle_are_refused() -> None:
@@ -442,13 +463,45 @@ def test_several_outputs_are_refused(name: str) -> None:
         copy.deepcopy(RULES[name]).prepare(Two(), IMAGES)
 
 
-def test_other_networks_that_a_rule_cannot_train_are_refused() -> None:
-    tied = nn.Sequential(nn.Flatten(), nn.utils.parametrizations.weight_norm(nn.Linear(64, 8)), nn.Linear(8, 5))
-    with pytest.raises(SegmentError, match=r"1.*would send the error back by its own weights.*remove the reparametrisation"):
-        FeedbackAlignment().prepare(tied, IMAGES)
+class Own(nn.Module):
+    def __init__(self, width: int, out: int):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(out, width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.linear(x, self.weight)
+
+
+SEPARATE = [FeedbackAlignment(), ActivationRelaxation(backward_weights="fixed"), ActivationRelaxation(backward_weights="learnt")]
+
+
+@pytest.mark.parametrize("rule", SEPARATE, ids=lambda r: f"{type(r).__name__} {getattr(r, 'backward_weights', '')}")
+def test_weights_that_no_backward_weight_replaces_are_refused(rule: LearningRule) -> None:
+    """But not in the first layer, beyond which no error goes, and not a bias, which carries none."""
+    weight_norm, computed = nn.utils.parametrizations.weight_norm, nn.utils.parametrize.register_parametrization
+    tied = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), weight_norm(nn.Linear(8, 5)))
     turned = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ConvTranspose2d(4, 2, 3), nn.Flatten(), nn.Linear(128, 5))
-    with pytest.raises(SegmentError, match=r"1 \(ConvTranspose2d\) would send"):
-        FeedbackAlignment().prepare(turned, IMAGES)
+    for model, x, says in (
+        (tied, torch.rand(6, 4), r"2 \(ParametrizedLinear\) would send .* by its own weights.*remove the reparametrisation"),
+        (turned, IMAGES, r"1 \(ConvTranspose2d\) would send"),
+        (nn.Sequential(Own(4, 8), nn.Tanh(), Own(8, 5)), torch.rand(6, 4), r"2 \(Own\) would send"),
+    ):
+        with pytest.raises(SegmentError, match=says):
+            copy.deepcopy(rule).prepare(model, x)
+        with pytest.raises(SegmentError, match=says):
+            copy.deepcopy(rule).step(model, x, LABELS)
+    for first in (weight_norm(nn.Linear(4, 8)), Own(4, 8)):
+        taken = nn.Sequential(first, nn.Tanh(), computed(nn.Linear(8, 5), "bias", nn.Identity()))
+        ours = copy.deepcopy(rule)
+        ours.prepare(taken, torch.rand(6, 4))
+        ours.step(taken, torch.rand(6, 4), LABELS)
+        assert [*ours.own] == ["2"]
+        assert all(p.grad is not None and p.grad.any() for p in taken.parameters())
+    with pytest.raises(ValueError, match=r"prepare"):
+        copy.deepcopy(rule).step(mlp(4, 6, 5), torch.rand(6, 4), LABELS)
+
+
+def test_other_networks_that_a_rule_cannot_train_are_refused() -> None:
     with pytest.raises(SegmentError, match=r"is not homogeneous \(it has a bias"):
         ForwardForward().prepare(mlp(4, 6, 5, act=nn.ReLU), torch.rand(3, 4))
     unbiased = mlp(4, 6, 5, act=nn.ReLU)

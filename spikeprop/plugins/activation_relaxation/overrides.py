@@ -15,11 +15,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils.parametrize import is_parametrized
 from torch.overrides import TorchFunctionMode
 
+from spikeprop.ann.activation import Clipped
 from spikeprop.errors import SegmentError
+from spikeprop.learn.segments import INPUT, SegmentGraph
+from spikeprop.learn.tracing import NORMS
 
 PRODUCTS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+ELEMENTWISE = (*NORMS, nn.PReLU, nn.Embedding, Clipped)  # their backward pass carries no error from neuron to neuron by a weight
 OPERATIONS = {F.linear, F.conv1d, F.conv2d, F.conv3d}
 ACTIVATIONS = {
     F.relu, F.relu6, F.leaky_relu, F.elu, F.selu, F.celu, F.gelu, F.silu, F.mish, F.softplus, F.hardtanh, F.hardswish, F.sigmoid,
@@ -62,23 +67,45 @@ class BackwardOverrides(TorchFunctionMode):
 
 
 def products(model: nn.Module) -> dict[str, nn.Parameter]:
-    """Weights of linear layers and convolutions, by module name: those that a B can replace.
+    """Weights of linear layers and convolutions, by module name: those that a B can replace."""
+    known = dict(model.named_parameters())
+    paths = {name: f"{name}.weight".lstrip(".") for name, module in model.named_modules() if isinstance(module, PRODUCTS)}
+    return {name: known[path] for name, path in paths.items() if path in known}
+
+
+def refuse_other_weights(rule: str, model: nn.Module, graph: SegmentGraph) -> None:
+    """Refuse a network in which an error would go back by weights that no B replaces.
 
     Raises:
-        SegmentError: a weight that is computed, or shared, which has no id of its own.
+        SegmentError: a weight that is computed, or shared, which has no id of its own; or one of another kind of module.
     """
-    known = dict(model.named_parameters())
-    found = {}
-    for name, module in model.named_modules():
-        if not isinstance(module, PRODUCTS):
-            continue
-        if (weight := known.get(f"{name}.weight".lstrip("."))) is None:
-            raise SegmentError(
-                f"{name or 'the network itself'} ({type(module).__name__}) would send the error back by its own weights: "
-                "separate backward weights replace parameters of one layer; remove the reparametrisation or weight sharing, or "
-                "use a rule without them (Backprop, DirectFeedbackAlignment)"
-            )
-        found[name] = weight
+    replaced, firsts = products(model), _sends_nothing_back(graph)
+    for path, module in model.named_modules():
+        if not _has_weights(module) or path in replaced or id(module) in firsts or ".parametrizations." in f".{path}":
+            continue  # a parametrisation is judged by its module
+        remedy = "those of nn.Linear and convolutions"
+        if isinstance(module, PRODUCTS):
+            remedy = "parameters of one layer; remove the reparametrisation or weight sharing"
+        raise SegmentError(
+            f"{path or 'the network itself'} ({type(module).__name__}) would send the error back by its own weights: the "
+            f"backward weights of {rule} replace {remedy}, or use a rule without them (Backprop, DirectFeedbackAlignment)"
+        )
+
+
+def _has_weights(module: nn.Module) -> bool:
+    """Whether the module carries an error from neuron to neuron by weights of its own."""
+    own = isinstance(module, PRODUCTS) or is_parametrized(module) or next(module.parameters(recurse=False), None) is not None
+    return own and not isinstance(module, ELEMENTWISE)
+
+
+def _sends_nothing_back(graph: SegmentGraph) -> set[int]:
+    """Modules, by id, that alone have weights in a segment that reads only the network's input, and are in no other."""
+    found: set[int] = set()
+    for segment in graph.segments:
+        held = [m for n, m in segment.module.named_modules() if _has_weights(m) and ".parametrizations." not in f".{n}"]
+        elsewhere = {id(m) for s in graph.segments if s is not segment for m in s.module.modules()}
+        if set(segment.reads) == {INPUT} and len(held) == 1 and id(held[0]) not in elsewhere:
+            found.add(id(held[0]))
     return found
 
 

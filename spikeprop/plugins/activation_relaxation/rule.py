@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from spikeprop.errors import SegmentError
 from spikeprop.learn import CrossEntropy, LearningRule, Loss
 from spikeprop.learn.segments import INPUT, SegmentGraph, SegmentPass, segment_graph
-from spikeprop.plugins.activation_relaxation.overrides import BackwardOverrides, products
+from spikeprop.plugins.activation_relaxation.overrides import BackwardOverrides, products, refuse_other_weights
 from spikeprop.plugins.activation_relaxation.relax import MISSING, Relaxed, Sweep, adjoints, enough_sweeps, relax
 from spikeprop.plugins.angles import degrees
 from spikeprop.runtime.checks import one_of, positive_or_null
@@ -111,7 +111,10 @@ class ActivationRelaxation(LearningRule):
         if model not in self._graphs:
             if not self.frozen:
                 _refuse_changing(model)
-            self._graphs[model] = segment_graph(model, self.cuts, several_outputs=True)
+            graph = segment_graph(model, self.cuts, several_outputs=True)
+            if self.backward_weights != "symmetric":
+                refuse_other_weights("ActivationRelaxation", model, graph)
+            self._graphs[model] = graph
         return self._graphs[model]
 
     def step(self, model: nn.Module, x: Tensor, y: Tensor | tuple[Tensor, ...]) -> dict[str, Tensor]:
@@ -194,7 +197,7 @@ class ActivationRelaxation(LearningRule):
     def _overrides(self, model: nn.Module) -> BackwardOverrides:
         if self.backward_weights == "symmetric":
             return BackwardOverrides({})
-        if not self.own:
+        if not self.own and products(model):
             raise ValueError("the backward weights do not exist yet: call rule.prepare(model, x) before training")
         held = {id(w): self.own[name.replace(".", "/")][0] for name, w in products(model).items()}  # type: ignore[index]
         return BackwardOverrides(held, activations=self.drop_derivative != "never")

@@ -14,6 +14,11 @@ gamma = 1 these are the papers' networks, whose free equilibrium is not the feed
 default o is the forward pass, held: what each layer expects of the next is cancelled, and only deviations come back (as by the
 interneurons of Sacramento et al. 2018, arXiv:1810.11393). Then the forward pass is the free equilibrium for every gamma, l is
 the loss linearised there, and the gradient is backprop's for gamma -> 0 (Xie & Seung 2003).
+
+As written, deviations shrink by gamma from state to state on the way back, and are soon below the rounding of the states. For
+beta -> 0 they follow linear equations, so each can be held in a unit of its own: with deviations, feedback to s_n has a strength
+b_n, by which it is about beta times as large as s_n, and what s_n sends on is o_n + gamma/b_n (s_n - o_n). The products, and so
+the gradient for beta -> 0, are the same. A network in which a deviation would still be lost in rounding is refused.
 """
 
 from __future__ import annotations
@@ -30,13 +35,14 @@ from torch import Tensor, fx, nn
 from spikeprop.errors import SegmentError, TrainingCollapsed
 from spikeprop.learn.segments import Segment, SegmentGraph, SegmentPass, segment_graph
 from spikeprop.learn.tracing import steps_of
-from spikeprop.plugins.local_rules.base import ForwardPass, SegmentRule, add_gradients, norm
+from spikeprop.plugins.local_rules.base import ForwardPass, SegmentRule, add_gradients
 from spikeprop.runtime.checks import one_of, positive
 
 MONOTONE = (
     nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.Hardtanh, nn.Hardsigmoid, nn.Sigmoid, nn.Tanh, nn.Softplus, nn.ELU, nn.CELU, nn.SELU,
 )  # fmt: skip
 LARGEST_RESIDUAL = 0.01
+ROUNDED = 100  # times the precision of a state: what a deviation must be for its first two digits to be right
 
 
 @dataclass
@@ -49,7 +55,7 @@ class States:
 
 @dataclass
 class Equilibrium:
-    """States by name, the pass of the A_n at them, and their last change relative to what they feed back."""
+    """States by name, the pass of the A_n at them, and the largest last change of one relative to what it feeds back."""
 
     values: dict[str, Tensor]
     run: SegmentPass
@@ -64,11 +70,22 @@ class Nudge:
         origin: o, by name; empty for 0.
         pull: dl/ds_N of an example, at a pass.
         scale: by which the pull of each example is divided (B,), and its gradient multiplied; or one number (1,) for all.
+        strengths: b_n of the feedback to a state, by its name.
     """
 
     origin: dict[str, Tensor]
     pull: Callable[[SegmentPass], Tensor]
     scale: Tensor
+    strengths: dict[str, float] = field(default_factory=dict)
+
+    def fed_back(self, values: Mapping[str, Tensor], name: str) -> Tensor:
+        return values[name] - self.origin[name] if self.origin else values[name]
+
+    def sent(self, values: Mapping[str, Tensor], gamma: float) -> Mapping[str, Tensor]:
+        """What the next A_n read."""
+        if not self.origin:
+            return values
+        return {n: o + gamma / self.strengths[n] * (values[n] - o) for n, o in self.origin.items()}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,17 +97,18 @@ class EquilibriumPropagation(SegmentRule):
         feedback_of: "deviations" of the states from the forward pass, or "states" (the papers).
         beta: of the loss, in the nudged phases. With deviations it is relative: each example's last state is pulled by beta times
             the root mean square of their norms, whatever the size of its error.
-        feedback: gamma, in (0, 1]; 1 for the papers' networks, small for a network that is used feed-forward.
+        feedback: gamma, in (0, 1]; 1 for the papers' networks, small for a network that is used feed-forward. With deviations it
+            is the part that goes round from a state to the next and back.
         iterations: largest number of steps of a phase.
-        tolerance: a phase ends when the states change by less, relative to the norm of what they feed back, but not before what
-            the loss does to the last state has reached the first one and been there once more (number of states + 1 steps).
+        tolerance: a phase ends when every state changes by less, relative to what it feeds back, but not before what the loss
+            does to the last state has reached the first one and been there once more (number of states + 1 steps).
         nudging: "symmetric" for phases at +beta and -beta, with an error of beta^2; "one-sided" for +beta and the free phase.
     """
 
     knows: ClassVar[str] = "its input and its own activity in three equilibria; by W^T the activity of the layer that reads it"
     chain: ClassVar[bool] = True
     feedback_of: Literal["deviations", "states"] = "deviations"
-    beta: float = 0.05
+    beta: float = 0.002
     feedback: float = 0.01
     iterations: int = 50
     tolerance: float = 1e-5
@@ -131,18 +149,22 @@ class EquilibriumPropagation(SegmentRule):
             free = Equilibrium(start, SegmentPass(states.graph, batch.x, at=start), batch.error.new_zeros(()))
             nudge = _held(states, free, len(batch.x) * batch.error)
         else:
-            nudge = Nudge({}, self._pull(states, batch), batch.error.new_ones(len(batch.x)))
+            nudge = Nudge(
+                {}, self._pull(states, batch), batch.error.new_ones(1), dict.fromkeys(states.activations, self.feedback)
+            )
             free = self._settle(states, batch.x, start, nudge, 0.0)
             told["gap"] = _apart(free.run.output, batch.run.output)
+        nudge.strengths = self._strengths(states, free, nudge)
         free.run.add_parameter_gradients(states.graph.output, self._error(batch, free.run))
         plus = self._settle(states, batch.x, free.values, nudge, self.beta)
         minus = free if self.nudging == "one-sided" else self._settle(states, batch.x, free.values, nudge, -self.beta)
         width = self.beta * (1 if minus is free else 2) * len(batch.x)
-        hidden = states.graph.segments[:-1]
-        for n, segment in enumerate(hidden):
-            scale = self.feedback ** (n + 1 - len(hidden)) / width * _each(nudge.scale, plus.values[segment.name])
+        unit, (*_, last) = 1 / width, states.activations
+        for segment in reversed(states.graph.segments[:-1]):
+            unit /= 1.0 if segment.name == last else nudge.strengths[segment.name]
+            scale = unit * _each(nudge.scale, plus.values[segment.name])
             for state, sign in ((plus, -1), (minus, 1)):
-                cotangent = sign * scale * _fed_back(state.values, nudge, segment.name)
+                cotangent = sign * scale * nudge.fed_back(state.values, segment.name)
                 add_gradients(segment.parameters(), state.run.parameter_gradients(segment.name, cotangent))
         return {**told, "residual": torch.stack([state.residual for state in (free, plus, minus)]).max()}
 
@@ -151,30 +173,51 @@ class EquilibriumPropagation(SegmentRule):
         residual = values[states.graph.segments[0].name].new_zeros(())
         tiny = torch.finfo(residual.dtype).tiny
         for done in range(self.iterations):
-            run = SegmentPass(states.graph, x, at=values)
+            run = SegmentPass(states.graph, x, at=nudge.sent(values, self.feedback))
             new = self._moved(states, run, values, nudge, beta)
-            size = norm({name: _fed_back(new, nudge, name) for name in new}).clamp_min(tiny)
-            residual, values = norm({name: new[name] - value for name, value in values.items()}) / size, new
+            changes = [(new[n] - v).norm() / nudge.fed_back(new, n).norm().clamp_min(tiny) for n, v in values.items()]
+            residual, values = torch.stack(changes).max(), new
             if done >= len(values) and float(residual) < self.tolerance:
                 break
         if not float(residual) <= LARGEST_RESIDUAL:
             raise TrainingCollapsed(
-                f"after {self.iterations} iterations the states still change by {float(residual):.2g} of what they feed back, so "
+                f"after {self.iterations} iterations a state still changes by {float(residual):.2g} of what it feeds back, so "
                 "there is no equilibrium to compare: lower feedback or the learning rate, add weight decay, or raise iterations"
             )
-        return Equilibrium(values, SegmentPass(states.graph, x, at=values), residual)
+        return Equilibrium(values, SegmentPass(states.graph, x, at=nudge.sent(values, self.feedback)), residual)
 
     def _moved(self, states: States, run: SegmentPass, values: dict[str, Tensor], nudge: Nudge, beta: float) -> dict[str, Tensor]:
         new = {}
         for segment, reader in pairwise(states.graph.segments):
             drive = run.computed(segment.name)
             if reader.name != states.graph.output:
-                (back,) = run.vjp(reader.name, self.feedback * _fed_back(values, nudge, reader.name))
+                (back,) = run.vjp(reader.name, nudge.strengths[segment.name] * nudge.fed_back(values, reader.name))
             else:
                 back = -beta * nudge.pull(run) if beta else None
             with torch.no_grad():
                 new[segment.name] = states.activations[segment.name](drive.clone() if back is None else drive + back)
         return new
+
+    def _strengths(self, states: States, free: Equilibrium, nudge: Nudge) -> dict[str, float]:
+        """b_n of all states but the last, from what the loss does to the states to first order in beta.
+
+        Raises:
+            SegmentError: a state would move by less than its rounding.
+        """
+        found = dict.fromkeys(states.activations, 1.0 if nudge.origin else self.feedback)
+        weight = nudge.scale / nudge.scale.max().clamp_min(torch.finfo(nudge.scale.dtype).tiny)
+        push = self.beta * nudge.pull(free.run)
+        for segment in reversed(states.graph.segments[:-1]):
+            value, (before, *_) = free.values[segment.name], segment.reads
+            moved = _slope(states.activations[segment.name], free.run.computed(segment.name), push)
+            _refuse_rounded(segment.name, moved * _each(weight, value), value * _each(weight, value))
+            (back,) = free.run.vjp(segment.name, moved)
+            if back is None:  # the first one, or what has no gradient
+                break
+            if nudge.origin and (size := float(back.norm())):
+                found[before] = (self.beta * float(free.values[before].norm()) or 1.0) / size
+            push = found[before] * back
+        return found
 
     def _pull(self, states: States, batch: ForwardPass) -> Callable[[SegmentPass], Tensor]:
         def pull(run: SegmentPass) -> Tensor:
@@ -220,8 +263,21 @@ def _each(numbers: Tensor, like: Tensor) -> Tensor:
     return numbers.view(-1, *[1] * (like.dim() - 1))
 
 
-def _fed_back(values: Mapping[str, Tensor], nudge: Nudge, name: str) -> Tensor:
-    return values[name] - nudge.origin[name] if nudge.origin else values[name]
+def _refuse_rounded(name: str, moved: Tensor, value: Tensor) -> None:
+    least = ROUNDED * torch.finfo(value.dtype).eps * float(value.norm())
+    if 0 < float(moved.norm()) < least:  # 0 of a layer that is silent, whose gradient is 0
+        raise SegmentError(
+            f"the loss would move the state {name!r} by {float(moved.norm()):.2g}, which is lost in the rounding of its values "
+            f"(norm {float(value.norm()):.2g}) and with it the gradient of all layers up to there: use a larger beta, float64, "
+            "feedback_of: deviations, or a larger feedback and fewer states"
+        )
+
+
+def _slope(activation: nn.Module, drive: Tensor, cotangent: Tensor) -> Tensor:
+    """sigma'(drive) cotangent."""
+    leaf = drive.detach().clone().requires_grad_()
+    with torch.enable_grad():
+        return torch.autograd.grad(activation(leaf.clone()), leaf, cotangent)[0]
 
 
 def _apart(scores: Tensor, expected: Tensor) -> Tensor:

@@ -15,17 +15,13 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from spikeprop.ann.activation import Clipped
 from spikeprop.errors import SegmentError
 from spikeprop.learn.segments import SegmentGraph, SegmentPass
-from spikeprop.learn.tracing import NORMS
-from spikeprop.plugins.activation_relaxation.overrides import PRODUCTS, BackwardOverrides, products
+from spikeprop.plugins.activation_relaxation.overrides import BackwardOverrides, products, refuse_other_weights
 from spikeprop.plugins.activation_relaxation.relax import adjoints
 from spikeprop.plugins.local_rules.base import ForwardPass, SegmentRule, fixed, own_key
 from spikeprop.runtime.checks import positive_or_null
 from spikeprop.runtime.modes import evaluating
-
-ELEMENTWISE = (*NORMS, nn.PReLU, nn.Embedding, Clipped)  # their backward pass carries no error from neuron to neuron by a weight
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,15 +41,7 @@ class FeedbackAlignment(SegmentRule):
 
     def check(self, model: nn.Module, graph: SegmentGraph) -> None:
         super().check(model, graph)
-        products(model)
-        for path, module in model.named_modules():
-            own = next(module.parameters(recurse=False), None)
-            if own is None or isinstance(module, (*PRODUCTS, *ELEMENTWISE)):
-                continue
-            raise SegmentError(
-                f"{path or 'the network itself'} ({type(module).__name__}) would send the error back by its own weights: "
-                "FeedbackAlignment replaces those of nn.Linear and convolutions; use DirectFeedbackAlignment"
-            )
+        refuse_other_weights("FeedbackAlignment", model, graph)
 
     def prepare(self, model: nn.Module, x: Tensor) -> None:
         super().prepare(model, x)
