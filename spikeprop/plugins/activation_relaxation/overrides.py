@@ -83,19 +83,21 @@ def refuse_other_weights(rule: str, model: nn.Module, graph: SegmentGraph) -> No
     for path, module in model.named_modules():
         if not _has_weights(module) or path in replaced or id(module) in firsts or ".parametrizations." in f".{path}":
             continue  # a parametrisation is judged by its module
-        remedy = "those of nn.Linear and convolutions"
+        remedy = "those of nn.Linear and convolutions; use"
         if isinstance(module, PRODUCTS):
-            remedy = "parameters of one layer; remove the reparametrisation or weight sharing"
+            remedy = "parameters of one layer; remove the reparametrisation or weight sharing, or use"
         raise SegmentError(
             f"{path or 'the network itself'} ({type(module).__name__}) would send the error back by its own weights: the "
-            f"backward weights of {rule} replace {remedy}, or use a rule without them (Backprop, DirectFeedbackAlignment)"
+            f"backward weights of {rule} replace {remedy} a rule without them (Backprop, DirectFeedbackAlignment)"
         )
 
 
 def _has_weights(module: nn.Module) -> bool:
     """Whether the module carries an error from neuron to neuron by weights of its own."""
-    own = isinstance(module, PRODUCTS) or is_parametrized(module) or next(module.parameters(recurse=False), None) is not None
-    return own and not isinstance(module, ELEMENTWISE)
+    if isinstance(module, ELEMENTWISE):
+        return False
+    scales = all(p.dim() == 3 and p.shape[1:] == (1, 1) for p in module.parameters(recurse=False))  # (C, 1, 1), of channels
+    return isinstance(module, PRODUCTS) or is_parametrized(module) or not scales
 
 
 def _sends_nothing_back(graph: SegmentGraph) -> set[int]:
