@@ -205,8 +205,10 @@ def _check_rest(cls: type, values: Mapping[str, Any], wrong: Collection[str]) ->
     """Raises ValueError if other settings are wrong too, beside the ``wrong`` ones, which are not among ``values``."""
     try:
         cls(**values, **dict.fromkeys(wrong, _Unknown()))
-    except (TypeError, AttributeError):  # the check came to a value that is wrong
-        return
+    except Exception as error:
+        if not isinstance(error, TypeError | AttributeError) and _Unknown.__name__ not in str(error):
+            raise
+        # else the check came to a value that is wrong
 
 
 def _arguments(target: Any, given: Mapping[str, Any], path: str, use: str) -> dict[str, Any]:
