@@ -19,14 +19,14 @@ from playwright.sync_api import sync_playwright
 FOLDER = Path(__file__).parent
 WIDE, PHONE, TALL = 1400, 390, 1000
 GAP = 30  # between the screens of a picture of phones
-COLOURS = 128
+COLOURS = 128  # of each kind, see ``save``
 TOP = "window.scrollTo(0, 0)"
 Action = Callable[[Any], object]
 
 
-def at(selector: str) -> Action:
-    """Bring an element to the top of the screen, below what sticks there."""
-    script = "e => window.scrollTo(0, e.getBoundingClientRect().top + scrollY - 8)"
+def at(selector: str, above: int = 8) -> Action:
+    """Bring an element to the top of the screen, below the ``above`` pixels of what sticks there."""
+    script = f"e => window.scrollTo(0, e.getBoundingClientRect().top + scrollY - {above})"
     return lambda page: page.eval_on_selector(selector, script)
 
 
@@ -51,7 +51,7 @@ PAGES: dict[str, tuple[str, Action | None, str | None, int]] = {  # page, action
     "explain_snn": ("gallery/spiking.html#step=100", at("#neurons"), None, TALL),
     "explain_code": ("gallery/xor.html#step=5", exercise, "#code", TALL),
     "report_page": ("gallery/report.html", None, None, 1200),
-    "report_network": ("gallery/report.html", None, "#run-0-diagram", TALL),
+    "report_network": ("gallery/report.html", at("#run-0-diagram", 60), None, 1400),
     "report_runs": ("gallery/reports.html", None, None, TALL),
     "home": ("index.html", None, None, 1180),
 }
@@ -108,6 +108,14 @@ def side_by_side(pictures: list[Image.Image]) -> Image.Image:
     return found
 
 
+def save(picture: Image.Image, file: Path) -> None:
+    """As a small PNG of 256 colours: those of most pixels, and those that cover all that occur, such as a chart's thin lines."""
+    kinds = (Image.Quantize.MEDIANCUT, Image.Quantize.MAXCOVERAGE)
+    palette = Image.new("P", (1, 1))
+    palette.putpalette([part for kind in kinds for part in (picture.quantize(COLOURS, kind).getpalette() or [])[: 3 * COLOURS]])
+    picture.quantize(palette=palette, dither=Image.Dither.NONE).save(file, optimize=True)
+
+
 def main() -> None:
     """Take all pictures, or those named after the site's folder."""
     site, names = Path(sys.argv[1]), sys.argv[2:] or [*PAGES, *PHONES]
@@ -120,7 +128,7 @@ def main() -> None:
                 picture = taken(browser, site, address, WIDE, height, act, element)
             else:
                 picture = side_by_side([taken(browser, site, address, PHONE, TALL, act, None) for address, act in PHONES[name]])
-            picture.quantize(COLOURS).save(FOLDER / f"{name}.png", optimize=True)
+            save(picture, FOLDER / f"{name}.png")
         browser.close()
 
 
