@@ -75,7 +75,7 @@ class TrainingSettings:
 
     def build_optimizer(self, parameters: Iterable[nn.Parameter] | list[dict[str, Any]]) -> Optimizer:
         """The optimiser with this stage's lr and weight decay."""
-        return _build_optimizer(self, parameters)
+        return optimizer_of(self.optimizer, parameters, lr=self.lr, weight_decay=self.weight_decay)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -175,7 +175,7 @@ class FineTuningSettings:
 
     def build_optimizer(self, parameters: Iterable[nn.Parameter] | list[dict[str, Any]]) -> Optimizer:
         """The optimiser with this stage's lr and weight decay."""
-        return _build_optimizer(self, parameters)
+        return optimizer_of(self.optimizer, parameters, lr=self.lr, weight_decay=self.weight_decay)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -395,8 +395,9 @@ def trial_optimizer(settings: TrainingSettings | FineTuningSettings) -> Optimize
     return settings.build_optimizer([nn.Parameter(torch.zeros(1, 1))])
 
 
-def _build_optimizer(
-    settings: TrainingSettings | FineTuningSettings, parameters: Iterable[nn.Parameter] | list[dict[str, Any]]
+def optimizer_of(
+    optimizer: Component[Optimizer], parameters: Iterable[nn.Parameter] | list[dict[str, Any]], *, lr: float, weight_decay: float
 ) -> Optimizer:
-    rates = {"lr": settings.lr, "weight_decay": settings.weight_decay}
-    return settings.optimizer.build(with_rates(list(parameters), **rates), **rates)
+    """An optimiser over parameters, or over groups, whose factors on the rates are multiplied by these."""
+    rates = {"lr": lr, "weight_decay": weight_decay}
+    return optimizer.build(with_rates(list(parameters), **rates), **rates)

@@ -21,8 +21,8 @@ from spikeprop.data import LabelledData
 from spikeprop.errors import RecipeError, TrainingCollapsed
 from spikeprop.evaluate import Report
 from spikeprop.experiment.context import Context
-from spikeprop.experiment.settings import check_optimizer
-from spikeprop.learn import Callback, LearningRule, ProgressBar, Schedule, drop_progress, fit, with_rates
+from spikeprop.experiment.settings import check_optimizer, optimizer_of
+from spikeprop.learn import Callback, LearningRule, ProgressBar, Schedule, drop_progress, fit
 from spikeprop.plugins.pictures import draw_curves
 from spikeprop.plugins.reports import check_arms, progress_file, report_arms
 from spikeprop.recipe import Component
@@ -70,8 +70,7 @@ class NetworkTraining:
 
     def build_optimizer(self, parameters: Any, lr: float | None = None) -> Optimizer:
         """The optimiser with the training's weight decay, and its rate where no other is given."""
-        rates = {"lr": self.lr if lr is None else lr, "weight_decay": self.weight_decay}
-        return self.optimizer.build(with_rates(list(parameters), **rates), **rates)
+        return optimizer_of(self.optimizer, parameters, lr=self.lr if lr is None else lr, weight_decay=self.weight_decay)
 
 
 @dataclass(frozen=True, kw_only=True)

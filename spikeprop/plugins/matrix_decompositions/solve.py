@@ -12,6 +12,7 @@ rank (Golub & Pereyra 1973, SIAM J. Numer. Anal. 10(2)):
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -78,8 +79,8 @@ def minimum_norm(A: Tensor, b: Tensor, *, rtol: float | None = None) -> Tensor:
         rtol = 10 * max(A.shape) ** 0.5 * torch.finfo(A.dtype).eps
     elif not (is_real(rtol) and 0 <= rtol < 1):
         raise ValueError(f"minimum_norm: rtol is {shown(rtol)}; it must be a number from 0 to below 1")
-    largest = A.detach().abs().max() if A.numel() else torch.zeros((), dtype=right.real.dtype)
-    exponent = max(int(at.exponent) for at in map(torch.frexp, (largest, torch.full_like(largest, torch.finfo(A.dtype).tiny))))
+    largest = float(A.detach().abs().max()) if A.numel() else 0.0
+    _, exponent = math.frexp(max(largest, torch.finfo(A.dtype).tiny))
     scale = 0.5**exponent  # a power of two, so nothing is rounded, and norms of columns do not overflow
     x = _MinimumNorm.apply(A * scale, right * scale, rtol, None)
     return x.squeeze(-1) if vectors else x

@@ -21,7 +21,7 @@ from spikeprop.data import ImageData, InMemorySplit
 from spikeprop.errors import RecipeError
 from spikeprop.evaluate import Report, ann_accuracy
 from spikeprop.experiment.context import Context
-from spikeprop.experiment.settings import check_optimizer
+from spikeprop.experiment.settings import check_optimizer, optimizer_of
 from spikeprop.learn import (
     Backprop,
     Callback,
@@ -33,7 +33,6 @@ from spikeprop.learn import (
     load_checkpoint,
     load_model,
     save_checkpoint,
-    with_rates,
 )
 from spikeprop.plugins.reports import check_arms, progress_file, report_arms
 from spikeprop.plugins.rifle.callbacks import find_head
@@ -189,8 +188,7 @@ class Transfer:
         return {"accuracy": accuracy, "training_loss": history[-1]["loss"], "moved": moved}
 
     def _optimizer(self, parameters: Any, lr: float) -> Optimizer:
-        rates = {"lr": lr, "weight_decay": self.weight_decay}
-        return self.optimizer.build(with_rates(list(parameters), **rates), **rates)
+        return optimizer_of(self.optimizer, parameters, lr=lr, weight_decay=self.weight_decay)
 
     def _accuracy(self, model: nn.Module, data: ImageData, classes: Sequence[int]) -> float:
         device = next(model.parameters()).device
