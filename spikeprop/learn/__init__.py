@@ -10,6 +10,7 @@ from spikeprop.learn.distributed.sharding import check_shardable, shard
 from spikeprop.learn.history import History
 from spikeprop.learn.loop import fit
 from spikeprop.learn.loss import CrossEntropy, Loss, SquaredError
+from spikeprop.learn.muon import MuonSGD
 from spikeprop.learn.online.rtrl import RTRL
 from spikeprop.learn.online.rules import OTTT, EProp
 from spikeprop.learn.rates import BiasRate, with_rates
@@ -44,6 +45,7 @@ __all__ = [
     "Loss",
     "LowerRate",
     "MetricsLog",
+    "MuonSGD",
     "OneCycle",
     "ProgressBar",
     "Regulariser",
