@@ -31,13 +31,13 @@ SMOKE = "smoke run, not a result: a few examples and steps, to see that it runs;
 @click.option("--threads", type=click.IntRange(min=1), help="CPU threads; default torch's choice.")
 @click.option("--save-every", type=click.FloatRange(min=0), default=60.0, show_default=True,
               help="Seconds between two checkpoints within an epoch.")  # fmt: skip
-@click.option("--ann", "trained", type=click.Path(path_type=Path), metavar="RUN",
-              help="Run folder whose ANN is taken over; seed, data, ann and train of its recipe must be the same.")  # fmt: skip
+@click.option("--ann", "trained", metavar="RUN",
+              help="Run folder, or zoo:NAME, whose ANN is taken over; seed, data, ann and train must be the same.")  # fmt: skip
 @click.option(
     "--tensorboard/--no-tensorboard", default=True, show_default=True, help="Write scalars for TensorBoard, if it is installed."
 )
 def run(
-    recipe: str, overrides: tuple[str, ...], out: Path | None, smoke: bool, threads: int | None, trained: Path | None,
+    recipe: str, overrides: tuple[str, ...], out: Path | None, smoke: bool, threads: int | None, trained: str | None,
     **context: Any,
 ) -> None:  # fmt: skip
     """Run RECIPE (a YAML file, or a name that `ls` shows). The same command again continues where it stopped.
@@ -47,11 +47,13 @@ def run(
     """
     import torch
 
+    from spikeprop.experiment.zoo import located
     from spikeprop.recipe import load_recipe
 
     if threads is not None:
         torch.set_num_threads(threads)
-    run_in_folder(lambda: load_recipe(recipe, overrides), out, smoke, trained, **context)
+    source = None if trained is None else located(trained)
+    run_in_folder(lambda: load_recipe(recipe, overrides), out, smoke, source, **context)
 
 
 def run_in_folder(

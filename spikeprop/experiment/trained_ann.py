@@ -30,10 +30,14 @@ def take_over(source: Path, made: Path) -> None:
     for name in FILES:
         if (source / name).is_file():
             shutil.copyfile(source / name, made / name)
-    run = RunRecord.read(source)
+    write_history(RunRecord.read(source), made)
+
+
+def write_history(run: RunRecord, folder: Path) -> None:
+    """Write the ANN's training curve and the results of its stages, without which nobody can take it over."""
     curve = [json.dumps(line) for line in run.metrics if line.get("stage") == "ann"]
-    write_text(made / METRICS, "".join(f"{line}\n" for line in curve))
-    write_json(made / "stages.json", {name: run.stages[name] for name in ("data", "ann")})
+    write_text(folder / METRICS, "".join(f"{line}\n" for line in curve))
+    write_json(folder / "stages.json", {name: run.stages[name] for name in ("data", "ann")})
 
 
 def _same_file(one: Path, other: Path) -> bool:

@@ -8,6 +8,7 @@ from pathlib import Path
 from spikeprop.errors import CheckpointError
 from spikeprop.experiment.network_checkpoint import find_checkpoints, load_network
 from spikeprop.experiment.run_record import RunRecord
+from spikeprop.experiment.trained_ann import write_history
 from spikeprop.experiment.zoo import CARD
 from spikeprop.recipe import dump
 from spikeprop.runtime.files import file_hash, write_json, write_text
@@ -53,6 +54,8 @@ def add_entry(
         shutil.copyfile(source, folder / source.name)
     settings = {**record.settings, "data": {**record.settings["data"], "root": None}}  # a folder of the machine that trained it
     write_json(folder / "run.json", {**record.about, "recipe": settings})
+    if file.stem == "ann":  # another run may take it over
+        write_history(record, folder)
     write_text(folder / f"{name}.yaml", dump(settings))
     line = about or f"{file.stem} network of {record.recipe}, {loaded.data.get('use', 'its own data')}"
     write_text(folder / CARD, _card(record, file.stem, name, line, licence))

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
+import pytest
 from click.testing import CliRunner
 
 from spikeprop.cli import main
+from spikeprop.runtime.zoo_index import VARIABLE
 
 RECIPE = "digits_cnn_stdb"
 
@@ -28,6 +33,27 @@ def test_one_training_serves_two_conversions_and_another_one_is_refused(tmp_path
     other = run("convert.calibrator=MaxActivation", "--ann", str(first), "--out", str(second))
     assert other.exit_code == 1
     assert "give another --out" in other.output
+
+
+def test_a_run_takes_over_an_ann_of_the_zoo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def invoke(*arguments: str):
+        return CliRunner().invoke(main, arguments)
+
+    first, second, zoo = tmp_path / "first", tmp_path / "second", tmp_path / "zoo"
+    common = ("run", RECIPE, "--smoke", "--no-tensorboard", "simulate.samples=0")
+    assert invoke(*common, "--out", str(first)).exit_code == 0
+    about = json.loads((first / "run.json").read_text())
+    (first / "run.json").write_text(json.dumps(about | {"smoke": False}))
+    added = invoke("zoo", "add", str(first), "digits-ann", "--network", "ann", "--to", str(zoo))
+    assert added.exit_code == 0, added.output
+    monkeypatch.setenv(VARIABLE, str(zoo))
+    taken = invoke(*common, "convert.calibrator=MaxActivation", "--ann", "zoo:digits-ann", "--out", str(second))
+    assert taken.exit_code == 0, taken.output
+    assert (second / "ann.safetensors").read_bytes() == (first / "ann.safetensors").read_bytes()
+    assert json.loads((second / "stages.json").read_text())["ann"] == json.loads((first / "stages.json").read_text())["ann"]
+    unknown = invoke(*common, "--ann", "zoo:digits-bnn", "--out", str(tmp_path / "third"))
+    assert unknown.exit_code == 1
+    assert "digits-ann" in unknown.output
 
 
 def test_a_folder_without_an_ann_is_refused(tmp_path):
