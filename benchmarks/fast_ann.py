@@ -1,8 +1,8 @@
 """What trains ``FastCNN`` fast: optimiser and pooling, on CIFAR-10 in a few epochs, tested on training images that were kept out.
 
-The settings are those of the recipe cifar10_fast_graded without cutout, on a network of a quarter of its widths. 45,000 training images
-are trained on, and the last 5,000 are tested: the 10,000 test images are for the recipe alone. Contenders that ``--out`` has
-already with the same settings are kept, so a run that was ended goes on.
+The settings are those of the recipe cifar10_fast_graded without cutout, on a network of a quarter of its widths. 45,000 training
+images are trained on, and the last 5,000 are tested: the 10,000 test images are for the recipe alone. Contenders that ``--out``
+has already with the same settings are kept, so a run that was ended goes on.
 
 python benchmarks/fast_ann.py --out results/benchmarks/fast_ann.json
 """
@@ -45,10 +45,11 @@ def trained(optimizer: str, pool: str, options: argparse.Namespace) -> dict[str,
     else:
         chosen = MuonSGD(groups, matrix_lr=options.matrix_lr, momentum=MOMENTUM, constant_norm=True, steps=3, **RATES)
     start = time.perf_counter()
+    callbacks = [Whitening(images=5000, epsilon=5e-4, bias_epochs=3), Lookahead(decay=0.95, every=5, power=3.0)]
     fit(
-        model, Backprop(label_smoothing=0.2), CompleteBatches(split, options.batch), chosen,
-        epochs=options.epochs, seed=options.seed, schedule=Triangular(start=0.2, peak=0.23, end=0.07),
-        memory_format=torch.channels_last, callbacks=[Whitening(images=5000, epsilon=5e-4, bias_epochs=3), Lookahead(decay=0.95, every=5, power=3.0)],
+        model, Backprop(label_smoothing=0.2), CompleteBatches(split, options.batch), chosen, epochs=options.epochs,
+        schedule=Triangular(start=0.2, peak=0.23, end=0.07), seed=options.seed, callbacks=callbacks,
+        memory_format=torch.channels_last,
     )  # fmt: skip
     return {"seconds": time.perf_counter() - start, "accuracy": ann_accuracy(model, test)}
 

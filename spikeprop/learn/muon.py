@@ -38,7 +38,8 @@ def orthogonalised(matrix: Tensor, steps: int) -> Tensor:
 class MuonSGD(Optimizer):
     """Muon for matrices and convolutions but the last, SGD with Nesterov's momentum for everything else.
 
-    The last tensor of two dimensions or more, in the order of the groups, is taken for the readout, which Muon does not suit.
+    The last tensor of two dimensions or more, in the order of the groups, is taken for the readout, which Muon does not suit. Nor
+    does it suit embeddings; freeze them, or train them with another optimiser.
 
     Args:
         params: parameters, or groups of them; a group's ``lr`` is a rate of SGD, and Muon's is ``matrix_lr`` times that of the
@@ -52,7 +53,7 @@ class MuonSGD(Optimizer):
         steps: of the orthogonalisation.
 
     Raises:
-        ValueError: a setting outside its range.
+        ValueError: a setting outside its range, or parameters that are parts of sharded ones.
     """
 
     def __init__(
@@ -80,6 +81,8 @@ class MuonSGD(Optimizer):
         for group in groups:
             held = group["params"]
             group["params"] = [held] if isinstance(held, Tensor) else list(held)
+        if any(type(p.data) is not Tensor for group in groups for p in group["params"]):
+            raise ValueError("MuonSGD needs complete matrices, and these parameters are sharded: use sharded=false, or SGD")
         hidden = {id(p) for p in [p for group in groups for p in group["params"] if p.ndim > 1][:-1]}
         split = []
         for group in groups:

@@ -120,3 +120,11 @@ def test_a_closure_is_computed_with_gradients() -> None:
 def test_a_wrong_setting_is_named(wrong: dict[str, float], name: str) -> None:
     with pytest.raises(ValueError, match=f"^{name} is"):
         MuonSGD(network().parameters(), **wrong)  # type: ignore[arg-type]
+
+
+def test_parts_of_a_matrix_are_refused() -> None:
+    class Part(torch.Tensor):
+        pass
+
+    with pytest.raises(ValueError, match="complete matrices"):
+        MuonSGD([nn.Parameter(torch.zeros(2, 2).as_subclass(Part))])
