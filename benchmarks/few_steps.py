@@ -27,11 +27,11 @@ PACKED, FLOATS = "packed", "bfloat16"
 
 
 def converted(options: argparse.Namespace) -> sp.SpikingNetwork:
-    """With one threshold a channel, which is trained, as in cifar10_fast_stdb."""
+    """As in cifar10_fast_stdb: least squares, one threshold a channel, which is trained."""
     torch.manual_seed(options.seed)
     ann = FastCNN(widths=(64, 256, 320)).eval() if options.ann is None else load_network(options.ann).network.eval()
     neuron = sp.IF(v_init=0.5, surrogate=sp.Triangle(height=0.3), trainable=("threshold",))
-    return sp.convert(ann, [random_images(32)], neuron, calibrator=sp.LightCalibration(timesteps=options.timesteps)).train()
+    return sp.convert(ann, [random_images(32)], neuron, calibrator=sp.LeastSquares()).train()
 
 
 def one_step(options: argparse.Namespace) -> Result:
