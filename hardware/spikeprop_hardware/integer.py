@@ -70,8 +70,9 @@ class IntegerConnection:
 
 @dataclass(frozen=True)
 class IntegerPopulation(Sends):
-    """Neurons of one NIR node, flattened; the readout has no threshold. ``scale`` is one number, or of layers that fire one for each
-    neuron. ``v_init`` and ``adaptation``, what a spike adds to the threshold, are potentials (24 bits); decays are parts of 4096.
+    """Neurons of one NIR node, flattened; the readout has no threshold. ``scale`` is one number, or of layers that fire one for
+    each neuron. ``v_init`` and ``adaptation``, what a spike adds to the threshold, are potentials (24 bits); decays are parts of
+    4096.
 
     With ``pools`` they are windows of max pooling, whose potentials are counts.
     """

@@ -50,7 +50,7 @@ from spikeprop_hardware.integer import (
 from spikeprop_hardware.network import ChipNetwork, Population, lay_out
 from spikeprop_hardware.room import readout_room
 
-EXACT = 1e-9  # sum of a layer's errors below which nothing is rounded
+EXACT = 1e-9  # sum of the errors of a layer's numbers below which none is rounded
 DOUBTFUL = 0.05  # sum of a layer's errors from which another weighting of its connections is tried
 OCTAVES = 20  # that the search goes down
 ROOM = 4  # the potential holds so many of the largest current and threshold
@@ -286,7 +286,8 @@ class _Quantizer:
         """One scale for all channels where that rounds nothing, else one for each."""
         scale, exponents = self._search(importance)
         quantized = self._rounded(scale, exponents)
-        if not self.apart or self._errors(quantized) < EXACT:
+        errors = layer_errors(self.population, quantized, self.source_limits, self.source_scales)
+        if not self.apart or sum(errors.values()) - errors["sums"] < EXACT:
             return quantized
         p, channels = self.population, self.population.shape[0]
         rows = len(p.bias) // channels

@@ -2,7 +2,7 @@
 
     m = clip(round(w * f), -128, 127);   forward and backward at w' = m / f;   dL/dw = dL/dw' where m was not clipped, else 0
 
-(fewer bits: -2^(bits-1) to 2^(bits-1) - 1, ternary -1, 0 and 1),
+(fewer bits: -2^(bits-1) to 2^(bits-1) - 1, ternary -1, 0 and 1; f by channel where the layer fires),
 the straight-through estimator (Bengio et al. 2013, arXiv:1308.3432; for weights in integers Jacob et al. 2018). Scales and
 exponents are those that spikeprop-hardware's ``quantize`` finds for the current network, searched again every ``refresh`` steps;
 the rules of rounding are defined there, and after each search every number is compared with the integers found there. Thresholds,
