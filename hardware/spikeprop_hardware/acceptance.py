@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from spikeprop_hardware.errors import HardwareError
-from spikeprop_hardware.integer import DECAY_UNITY, IntegerPopulation
+from spikeprop_hardware.integer import DECAY_UNITY, IntegerPopulation, by_entry
 from spikeprop_hardware.network import Population
 
 WORST = 0.25  # sum of a layer's relative errors
@@ -71,7 +71,7 @@ def _weight_error(p: Population, q: IntegerPopulation, limits: list[float], fact
         size = float(np.linalg.norm(c.matrix.data))
         if size:
             brings = float(abs(c.matrix).sum(axis=1).max()) * limit
-            back = held.real().data * (x / q.scale)
+            back = held.real().data * by_entry(x / q.scale, c.matrix)
             total += brings
             wrong += brings * float(np.linalg.norm(back - c.matrix.data)) / size
     return wrong / total if total else 0.0
@@ -82,7 +82,7 @@ def _row_error(p: Population, q: IntegerPopulation, limits: list[float], factors
     wrong = square = np.zeros(len(p.bias))
     for c, held, limit, x in zip(p.connections, q.connections, limits, factors):
         off = c.matrix.astype(np.float64)
-        off.data = held.real().data * (x / q.scale) - c.matrix.data
+        off.data = held.real().data * by_entry(x / q.scale, c.matrix) - c.matrix.data
         wrong = wrong + limit**2 * off.power(2).sum(axis=1).A1
         square = square + limit**2 * c.matrix.power(2).sum(axis=1).A1
     reach = _reach(p, limits)
@@ -150,7 +150,7 @@ def _reach(p: Population, limits: list[float]) -> np.ndarray:
 def _check_start(p: Population, q: IntegerPopulation) -> None:
     if p.theta is None:
         return
-    if p.adaptation is not None and np.rint(p.adaptation.max() / q.unit) >= q.limit:
+    if p.adaptation is not None and np.rint(p.adaptation / q.unit).max() >= q.limit:
         raise HardwareError(
             f"layer {p.name!r} raises its thresholds by up to {p.adaptation.max():.4g}, {(p.adaptation / p.theta).max():.3g} "
             f"times themselves, beyond the chip's {q.state_bits} bits; neurons then fire once a sample, so use a smaller "

@@ -70,8 +70,9 @@ class IntegerConnection:
 
 @dataclass(frozen=True)
 class IntegerPopulation(Sends):
-    """Neurons of one NIR node, flattened; the readout has no threshold. ``v_init`` and ``adaptation``, what a spike adds to the
-    threshold, are potentials (24 bits); decays are parts of 4096.
+    """Neurons of one NIR node, flattened; the readout has no threshold. ``scale`` is one number, or of layers that fire one for
+    each neuron. ``v_init`` and ``adaptation``, what a spike adds to the threshold, are potentials (24 bits); decays are parts of
+    4096.
 
     With ``pools`` they are windows of max pooling, whose potentials are counts.
     """
@@ -80,7 +81,7 @@ class IntegerPopulation(Sends):
     shape: Shape
     connections: list[IntegerConnection]
     depth: int
-    scale: float
+    scale: float | np.ndarray
     bias: np.ndarray
     bias_exponent: int
     decay: np.ndarray
@@ -97,8 +98,8 @@ class IntegerPopulation(Sends):
     align: int = ALIGN
 
     @property
-    def unit(self) -> float:
-        """What a potential of 1 stands for."""
+    def unit(self) -> Any:
+        """What a potential of 1 stands for: one number, or one for each neuron."""
         return 1 / (self.scale * 2**self.align)
 
     @property
@@ -153,7 +154,7 @@ class IntegerNetwork(Timed):
         return messages.astype(np.int32)
 
 
-_ARRAYS = ("bias", "decay", "v_init", "theta", "synaptic_decay", "adaptation", "adaptation_decay")
+_ARRAYS = ("scale", "bias", "decay", "v_init", "theta", "synaptic_decay", "adaptation", "adaptation_decay")
 
 
 def save(network: IntegerNetwork, path: Path) -> None:
@@ -179,18 +180,18 @@ def load(path: Path) -> IntegerNetwork:
         populations = []
         for i, known in enumerate(header.pop("populations")):
             connections = [
-                IntegerConnection(matrix=_matrix(file, f"{i}/{j}/"), exponent=_exponent(file[f"{i}/{j}/exponent"]), **c)
+                IntegerConnection(matrix=_matrix(file, f"{i}/{j}/"), exponent=_number(file[f"{i}/{j}/exponent"]), **c)
                 for j, c in enumerate(known.pop("connections"))
             ]
             known["shape"] = tuple(known["shape"])
-            arrays = {k: file[f"{i}/{k}"] for k in _ARRAYS if f"{i}/{k}" in file}
+            arrays = {k: _number(file[f"{i}/{k}"]) for k in _ARRAYS if f"{i}/{k}" in file}
             populations.append(IntegerPopulation(connections=connections, **known, **arrays))
     header["input_shape"] = tuple(header["input_shape"])
     return IntegerNetwork(populations=populations, **header)
 
 
-def _exponent(held: np.ndarray) -> int | np.ndarray:
-    return held if held.ndim else int(held)
+def _number(held: np.ndarray) -> Any:
+    return held if held.ndim else held.item()
 
 
 def _matrix(file: Any, prefix: str) -> sparse.csr_matrix:

@@ -69,7 +69,7 @@ def quantize_for_netx(graph: nir.NIRGraph) -> Quantized:
         _check(population, before)
         before = population.name
     uniform = replace(network, populations=[_one_threshold(p) for p in network.populations])
-    return quantize_network(uniform, widths=Widths(exponents=(0,)))
+    return quantize_network(uniform, widths=Widths(exponents=(0,), own_thresholds=False))
 
 
 def write_netx(network: IntegerNetwork, path: Path) -> None:

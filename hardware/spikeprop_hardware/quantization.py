@@ -1,6 +1,6 @@
-"""``quantize``: a NIR graph in float -> an integer network for Loihi 2, one scale a layer, with a report of the errors.
+"""``quantize``: a NIR graph in float -> an integer network for Loihi 2, one scale a channel, with a report of the errors.
 
-A layer's weights, bias, threshold and start potential share one real scale S (only their ratios decide on a spike):
+A neuron's weights, bias, threshold and start potential share one real scale S (only their ratios decide on a spike):
 
     m = clip(round(w * S / X / 2^(e+1)), -128, 127);   theta = round(theta * S);   bias << b = round(bias * S * 64)
 
@@ -11,7 +11,8 @@ are rounded on grids of their own (4096ths, and 24 bits). The search goes over S
 each connection, and chooses the least sum of the relative errors of weights (root mean square, each weight as often as it is
 used, those clipped at the ends of the range included), thresholds and bias. It admits only scales on which no current can wrap
 around in 24 bits, whatever the spikes, and on which potentials have room for a few steps of the largest one; the readout, which
-never fires, has room for the largest sum of all steps (room.py). A layer that no scale holds is refused: acceptance.py says when.
+never fires, has room for the largest sum of all steps (room.py). A scale that rounds nothing is kept for the complete layer; else
+each channel of spiking neurons gets its own (channels.py). A layer that no scale holds is refused: acceptance.py says when.
 Where the chip has them (``per_channel``), each channel of a convolution and each neuron of a dense layer has an exponent of its
 own; fewer bits than 8 (``bits``) are for chips of narrower weights and to save memory, and then the report alone says what
 weights lose.
@@ -30,6 +31,7 @@ import numpy as np
 from scipy import sparse
 
 from spikeprop_hardware.acceptance import STEPS, charge, check_layer, dropped, layer_errors, leaks
+from spikeprop_hardware.channels import Grid, channel_scales
 from spikeprop_hardware.errors import HardwareError
 from spikeprop_hardware.graph import SPIKING_ENCODERS
 from spikeprop_hardware.grids import OCTAVE, ROUNDING, Bits, ChannelErrors, Range, WeightErrors, clip, mantissas
@@ -48,6 +50,7 @@ from spikeprop_hardware.integer import (
 from spikeprop_hardware.network import ChipNetwork, Population, lay_out
 from spikeprop_hardware.room import readout_room
 
+EXACT = 1e-9  # sum of the errors of a layer's numbers below which none is rounded
 DOUBTFUL = 0.05  # sum of a layer's errors from which another weighting of its connections is tried
 OCTAVES = 20  # that the search goes down
 ROOM = 4  # the potential holds so many of the largest current and threshold
@@ -61,6 +64,7 @@ class LayerReport:
     """What quantisation did to one layer; errors are relative, weights are entries of the connection matrices.
 
     Attributes:
+        scale: of channels that have their own the least.
         exponents: one for each connection; of exponents by channel the largest.
         weight_error: root mean square of (quantised - weight) over that of the weights.
         threshold_error, bias_error: largest, relative to the threshold (readout: to the largest current).
@@ -92,6 +96,7 @@ class Widths:
     Attributes:
         bits: of weights, 2 to 8 or "ternary"; or by layer, where those that are not named have 8.
         per_channel: each channel, or neuron of a dense layer, has an exponent of its own.
+        own_thresholds: neurons of a layer may have different thresholds, so that channels have scales of their own.
         symmetric: weights are signs and sizes.
         state_bits: of potentials and currents.
         exponents: that connections may have.
@@ -99,6 +104,7 @@ class Widths:
 
     bits: Bits | Mapping[str, Bits] = 8
     per_channel: bool = False
+    own_thresholds: bool = True
     symmetric: bool = False
     state_bits: int = STATE_BITS
     exponents: Sequence[int] = field(default=EXPONENTS)
@@ -250,6 +256,7 @@ class _Quantizer:
         self.population, self.widths, self.steps = population, widths, network.timesteps
         self.held = widths.held(population.name)
         self.channels = population.shape[0] if widths.per_channel else 1
+        self.apart = widths.own_thresholds and population.theta is not None
         at_input = [c.source == network.input for c in population.connections]
         before = [sources.get(c.source) for c in population.connections]
         self.signs = [p is None or not p.rectify for p in before]  # the others take back no more than they have sent
@@ -262,22 +269,41 @@ class _Quantizer:
         largest = np.sum(reaches, axis=0) + np.abs(population.bias)
         if population.synaptic_leak is not None:
             largest = largest * charge(population.synaptic_leak, self.steps or STEPS)
+        self.reaches = largest
         self.reach = float(largest.max()) or 1.0  # largest current, in real units
 
     def quantize(self) -> tuple[IntegerPopulation, LayerReport]:
         """The least error by weights, or by what they bring: those of a connection of large inputs are small beside others."""
-        tried = [self._rounded(*self._search([1.0] * len(self.source_limits)))]
+        tried = [self._by([1.0] * len(self.source_limits))]
         if len(set(self.source_limits)) > 1 and self._errors(tried[0]) > DOUBTFUL:
-            tried.append(self._rounded(*self._search([limit**2 for limit in self.source_limits])))
+            tried.append(self._by([limit**2 for limit in self.source_limits]))
         quantized = min(tried, key=self._errors)
         narrow = self.held[1] != mantissas(8)[1]
         check_layer(self.population, quantized, self.source_limits, self.source_scales, self.steps, narrow)
         return quantized, self._report(quantized)
 
+    def _by(self, importance: Sequence[float]) -> IntegerPopulation:
+        """One scale for all channels where that rounds nothing, else one for each."""
+        scale, exponents = self._search(importance)
+        quantized = self._rounded(scale, exponents)
+        errors = layer_errors(self.population, quantized, self.source_limits, self.source_scales)
+        if not self.apart or sum(errors.values()) - errors["sums"] < EXACT:
+            return quantized
+        p, channels = self.population, self.population.shape[0]
+        rows = len(p.bias) // channels
+        if self.widths.per_channel:
+            exponents = tuple(np.full(channels, e) for e in exponents)
+        grids = [Grid(*known) for known in zip(exponents, self.source_scales, importance)]
+        largest, bias = (n.reshape(channels, rows).max(1) for n in (np.maximum(self.reaches, p.theta), np.abs(p.bias)))
+        held = BIAS[1] * 2.0 ** (BIAS_EXPONENTS[-1] - self.widths.align)
+        most = np.minimum(self.widths.current_limit / (ROOM * largest), held / np.maximum(bias, held * 1e-30))
+        scales, exponents = channel_scales(p, grids, self.held, most, self.widths.exponents)
+        return self._rounded(np.repeat(scales, rows), exponents)
+
     def _errors(self, quantized: IntegerPopulation) -> float:
         return sum(layer_errors(self.population, quantized, self.source_limits, self.source_scales).values())
 
-    def _rounded(self, scale: float, exponents: tuple[Any, ...]) -> IntegerPopulation:
+    def _rounded(self, scale: Any, exponents: tuple[Any, ...]) -> IntegerPopulation:
         p, align = self.population, self.widths.align
         by_neuron = [self._by_neuron(e) for e in exponents]
         connections = [
@@ -324,7 +350,9 @@ class _Quantizer:
     def _search(self, importance: Sequence[float]) -> tuple[float, tuple[Any, ...]]:
         """The scale, as 2^(n / OCTAVE), and the connections' exponents that give the least error."""
         tables: list[WeightErrors | ChannelErrors] = [
-            ChannelErrors(c, self.channels, self.held) if self.widths.per_channel else WeightErrors(c, self.held)
+            ChannelErrors(c, self.channels, self.held)
+            if self.widths.per_channel and not self.apart
+            else WeightErrors(c, self.held)
             for c in self.population.connections
         ]
         energies = [float((c.matrix.data**2).sum()) * times for c, times in zip(self.population.connections, importance)]
@@ -365,11 +393,11 @@ class _Quantizer:
         theta = self.population.theta
         return self.reach if theta is None else float(theta.min())
 
-    def _threshold_error(self, scale: float) -> float:
+    def _threshold_error(self, scale: Any) -> float:
         theta = self.population.theta
         return 0.0 if theta is None else float(np.abs(self._theta(theta * scale) / (theta * scale) - 1).max())
 
-    def _bias_error(self, scale: float) -> float:
+    def _bias_error(self, scale: Any) -> float:
         mantissa, exponent = _bias(self.population.bias * scale, self.widths.align)
         real = (mantissa.astype(np.float64) * 2**exponent) / 2**self.widths.align / scale
         return float(np.abs(real - self.population.bias).max()) / self._norm()
@@ -400,7 +428,7 @@ class _Quantizer:
             saturated += int((np.rint(p.theta * q.scale) >= self.widths.current_limit).sum())
         return LayerReport(
             name=p.name,
-            scale=q.scale,
+            scale=float(np.min(q.scale)),
             exponents=tuple(int(np.max(c.exponent)) for c in q.connections),
             weight_error=(squares / energy) ** 0.5 if energy else 0.0,
             threshold_error=self._threshold_error(q.scale),

@@ -2,7 +2,7 @@
 
     m = clip(round(w * f), -128, 127);   forward and backward at w' = m / f;   dL/dw = dL/dw' where m was not clipped, else 0
 
-(fewer bits: -2^(bits-1) to 2^(bits-1) - 1, ternary -1, 0 and 1),
+(fewer bits: -2^(bits-1) to 2^(bits-1) - 1, ternary -1, 0 and 1; f by channel where the layer fires),
 the straight-through estimator (Bengio et al. 2013, arXiv:1308.3432; for weights in integers Jacob et al. 2018). Scales and
 exponents are those that spikeprop-hardware's ``quantize`` finds for the current network, searched again every ``refresh`` steps;
 the rules of rounding are defined there, and after each search every number is compared with the integers found there. Thresholds,
@@ -35,7 +35,7 @@ from spikeprop.deploy.writing import to_nir
 from spikeprop.errors import HardwareError
 from spikeprop.learn import BPTT
 from spikeprop.runtime.batches import Sequences
-from spikeprop.snn import ALIF, PLIF, CubaLIF, Direct, Frames, Gain, Integrator, Layer, SpikingNetwork, Synapse
+from spikeprop.snn import ALIF, PLIF, ChannelPad, CubaLIF, Direct, Frames, Gain, Integrator, Layer, SpikingNetwork, Synapse
 from spikeprop.snn.folding import needs_folding
 from spikeprop.snn.layer import OUTPUT
 
@@ -110,14 +110,15 @@ class _Held:
 
 @dataclass(frozen=True)
 class LayerGrid:
-    """How one layer is rounded: its scale, a connection's exponent (or those of its channels) and input scale by branch, its
-    biases' exponent, and the range of its mantissas."""
+    """How one layer is rounded: its scale, or those of its channels; by branch a connection's exponent, or those of its channels,
+    and input scale; its biases' exponent, the range of its mantissas, and the number of axes of a sample."""
 
-    scale: float
+    scale: float | list[float]
     exponents: tuple[Any, ...]
     input_scales: tuple[float, ...]
     bias_exponent: int
     held: tuple[int, int]
+    axes: int
 
 
 @dataclass(frozen=True)
@@ -140,7 +141,12 @@ def _grids_of(found: dict[str, Any]) -> Grids:
     """Scales as ``asdict`` and JSON have them."""
     layers = {
         name: LayerGrid(
-            grid["scale"], tuple(grid["exponents"]), tuple(grid["input_scales"]), grid["bias_exponent"], tuple(grid["held"])
+            grid["scale"],
+            tuple(grid["exponents"]),
+            tuple(grid["input_scales"]),
+            grid["bias_exponent"],
+            tuple(grid["held"]),
+            grid["axes"],
         )
         for name, grid in found["layers"].items()
     }
@@ -170,7 +176,7 @@ def find_grids(
         scales = tuple(made.input_scale if c.source == made.input else 1.0 for c in p.connections)
         form = bits.get(name, 8) if isinstance(bits, Mapping) else bits
         exponents = tuple(_by_channel(c.exponent, p.shape) for c in p.connections)
-        layers[name] = LayerGrid(p.scale, exponents, scales, p.bias_exponent, mantissas(form))
+        layers[name] = LayerGrid(_by_channel(p.scale, p.shape), exponents, scales, p.bias_exponent, mantissas(form), len(p.shape))
     grids = Grids(layers, made.input_scale)
     _check_integers(network, grids, populations)
     return grids
@@ -181,10 +187,11 @@ def _last(network: SpikingNetwork) -> str | None:
     return next((name for name, layer in network.named_layers() if layer.neuron is None), None)
 
 
-def _by_channel(exponent: int | np.ndarray, shape: tuple[int, ...]) -> int | list[int]:
-    if not isinstance(exponent, np.ndarray):
-        return exponent
-    found = exponent.reshape(shape[0], -1)[:, 0].tolist()
+def _by_channel(values: Any, shape: tuple[int, ...]) -> Any:
+    """One number for all neurons, or a list with one for each channel."""
+    if not isinstance(values, np.ndarray):
+        return values
+    found = values.reshape(shape[0], -1)[:, 0].tolist()
     return found[0] if len(set(found)) == 1 else found
 
 
@@ -215,7 +222,7 @@ def _check_integers(network: SpikingNetwork, grids: Grids, populations: dict[str
         if real.pools:
             continue
         p, grid = populations[real.name], grids.layers[name]
-        unit = 1.0 if layer.neuron is not None else 1 / grid.scale
+        unit = 1.0 if layer.neuron is not None else 1 / p.scale
         bias = p.bias.astype(np.float64) * 2.0**p.bias_exponent / 64 * unit
         same = np.allclose(real.bias, bias, rtol=1e-5, atol=1e-3 * unit)
         for ours, theirs, x in zip(real.connections, p.connections, grid.input_scales):
@@ -247,6 +254,7 @@ class _TemporaryValues:
 
     def __init__(self) -> None:
         self._kept: list[tuple[Tensor, Tensor, float | Tensor]] = []
+        self._replaced: list[tuple[nn.Module, str, Tensor, float | Tensor]] = []
         self._added: list[Synapse] = []
 
     def set(self, tensor: Tensor, value: Tensor, slope: float | Tensor) -> None:
@@ -254,9 +262,19 @@ class _TemporaryValues:
         self._kept.append((tensor, tensor.detach().clone(), slope))
         tensor.copy_(value)
 
-    def add_factor(self, synapse: Synapse, one: Tensor) -> None:
-        """A connection without an operation has a weight on the chip: a factor of 1, to be rounded."""
-        synapse.ops.append(Gain(one))
+    def replace(self, module: nn.Module, name: str, value: Tensor, slope: float | Tensor) -> None:
+        """``set`` where one number for all becomes one for each channel."""
+        old = getattr(module, name)
+        if old.shape == value.shape:
+            self.set(old, value, slope)
+            return
+        self._replaced.append((module, name, old, slope))
+        new = value.to(old.dtype)
+        setattr(module, name, nn.Parameter(new) if isinstance(old, nn.Parameter) else new)
+
+    def add_factor(self, synapse: Synapse, factor: Tensor) -> None:
+        """A connection without a layer of weights has one on the chip: a factor on what it brings."""
+        synapse.ops.append(Gain(factor))
         self._added.append(synapse)
 
     @torch.no_grad()
@@ -264,6 +282,12 @@ class _TemporaryValues:
         """Put the old values back; multiply gradients by the slopes."""
         for synapse in self._added:
             synapse.ops.pop(-1)
+        for module, name, old, slope in self._replaced:
+            gradient = getattr(module, name).grad
+            setattr(module, name, old)
+            if gradient is not None:
+                gradient = (gradient * slope).sum_to_size(old.shape).to(old)
+                old.grad = gradient if old.grad is None else old.grad + gradient
         for tensor, value, slope in reversed(self._kept):
             tensor.copy_(value)
             if tensor.grad is not None:
@@ -271,42 +295,68 @@ class _TemporaryValues:
 
 
 def _round_layer(values: _TemporaryValues, name: str, layer: Layer, grid: LayerGrid) -> None:
-    unit = grid.scale if layer.neuron is not None else 1.0  # factor on the layer's real numbers; the output stays real
+    scale = torch.tensor(grid.scale, dtype=torch.float64, device=layer.scale.device)  # (), or by channel (C,)
+    unit = scale if layer.neuron is not None else torch.ones_like(scale)  # on the layer's real numbers; the output stays real
     for (_, _, synapse), exponent, x in zip(layer.branches(), grid.exponents, grid.input_scales):
-        if not any(isinstance(op, Gain | nn.Conv2d | nn.Linear) for op in synapse):
-            values.add_factor(synapse, layer.scale.new_ones(()))
-        step = 2.0 ** (torch.tensor(exponent, dtype=torch.float64, device=layer.scale.device) + 1) * x
-        _round_weights(values, name, synapse, step, grid, unit)
-    _round_biases(values, [op.bias for _, _, s in layer.branches() for op in s.weighted() if op.bias is not None], grid, unit)
+        step = 2.0 ** (torch.tensor(exponent, dtype=torch.float64, device=scale.device) + 1) * x / scale
+        _round_weights(values, name, synapse, step, unit, grid)
+    biases = [op.bias for _, _, s in layer.branches() for op in s.weighted() if op.bias is not None]
+    _round_biases(values, biases, 2.0**grid.bias_exponent / 64 / scale, unit)
     if layer.neuron is not None:
-        _round_neuron(values, layer.neuron, grid.scale)
+        _round_neuron(values, layer.neuron, _along(scale, grid.axes))
 
 
-def _round_weights(values: _TemporaryValues, name: str, synapse: Synapse, step: Tensor, grid: LayerGrid, unit: float) -> None:
-    """``step``: the value of a mantissa of 1 in the chip's units, (), or by channel (C,)."""
+def _along(values: Tensor, axes: int) -> Tensor:
+    """One number as it is; one for each channel along the first of so many axes."""
+    return values.reshape(-1, *[1] * (axes - 1)) if values.ndim else values
+
+
+def _round_weights(values: _TemporaryValues, name: str, synapse: Synapse, step: Tensor, unit: Tensor, grid: LayerGrid) -> None:
+    """``step``: the real value of a mantissa of 1; it and ``unit``, its factor, are (), or by channel (C,)."""
     gains = [op for op in synapse if isinstance(op, Gain)]
     weighted = synapse.weighted()
-    if len(weighted) + (not weighted and len(gains)) != 1 or (weighted and any(g.gain.numel() != 1 for g in gains)):
+    if len(weighted) > 1 or (not weighted and len(gains) > 1) or (weighted and any(g.gain.numel() != 1 for g in gains)):
         raise HardwareError(
             f"layer {name!r} cannot be fine-tuned in integers: a connection holds {len(weighted)} layers of weights and "
             f"{len(gains)} factors, where one can be rounded; use finetune.rule=BPTT"
         )
     factor = 1.0
-    for gain in gains if weighted else []:  # a factor before the weights becomes part of them
+    by_channel = not weighted and any(g.gain.numel() != 1 for g in gains)
+    for gain in [] if by_channel else gains:  # one for all channels becomes part of the weights
         factor *= float(gain.gain)
         values.set(gain.gain, torch.ones_like(gain.gain), 1.0)
     pooled = float(np.prod([1 / _window(op) for op in synapse]))
-    tensor = weighted[0].weight if weighted else gains[0].gain
-    if step.ndim and tensor.shape[:1] != step.shape:
+    if weighted or by_channel:
+        op, tensor = (weighted[0], weighted[0].weight) if weighted else (gains[0], gains[0].gain)
+        step, unit = (_of_rows(name, v, synapse, op, tensor) for v in (step, unit))
+        held, inside = _held(tensor.detach().double() * factor, step / pooled, grid)
+        values.set(tensor, held * unit, inside.to(tensor) * (factor * unit))
+    else:  # behind all operations, where its channels are the layer's
+        step, unit = _along(step, grid.axes), _along(unit, grid.axes)
+        held, _ = _held(torch.as_tensor(factor, dtype=torch.float64, device=step.device), step / pooled, grid)
+        values.add_factor(synapse, (held * unit).to(torch.get_default_dtype()))
+
+
+def _held(weights: Tensor, step: Tensor, grid: LayerGrid) -> tuple[Tensor, Tensor]:
+    """Weights on their grid, and which of them are not clipped."""
+    wanted = torch.round(weights / step)
+    mantissas = wanted.clamp(*grid.held)
+    return mantissas * step, mantissas == wanted
+
+
+def _of_rows(name: str, values: Tensor, synapse: Synapse, op: nn.Module, tensor: Tensor) -> Tensor:
+    """Those of the channels that an operation makes, along its tensor's first axis: of all or, in a concatenation, of some."""
+    if not values.ndim:
+        return values
+    behind = list(synapse)[[id(other) for other in synapse].index(id(op)) + 1 :]
+    pads = [other for other in behind if isinstance(other, ChannelPad)]
+    rows = values[sum(p.before for p in pads) : len(values) - sum(p.after for p in pads)]
+    if len(rows) != len(tensor):
         raise HardwareError(
-            f"layer {name!r} cannot be fine-tuned in integers with exponents by channel: one factor serves channels of several "
-            "exponents; leave per_channel out"
+            f"layer {name!r} cannot be fine-tuned in integers: its weights' rows are not its channels, each of which "
+            "is rounded by a scale of its own; use finetune.rule=BPTT"
         )
-    step = step.reshape(-1, *[1] * (tensor.ndim - 1)) if step.ndim else step
-    wanted = tensor.detach().double() * (factor * pooled * grid.scale / step)
-    held = torch.round(wanted).clamp_(*grid.held)
-    inside = torch.round(wanted) == held
-    values.set(tensor, held * (step / pooled * unit / grid.scale), inside.to(tensor) * (factor * unit))
+    return _along(rows, tensor.ndim)
 
 
 def _window(op: nn.Module) -> int:
@@ -319,25 +369,22 @@ def _window(op: nn.Module) -> int:
     return size * size if isinstance(size, int) else size[0] * size[1]
 
 
-def _round_biases(values: _TemporaryValues, biases: list[Tensor], grid: LayerGrid, unit: float) -> None:
+def _round_biases(values: _TemporaryValues, biases: list[Tensor], step: Tensor, unit: Tensor) -> None:
     """The layer's bias is their sum, and that is rounded; the first one carries the difference."""
     if not biases:
         return
-    step = 2.0**grid.bias_exponent / 64  # 6 fractional bits
     total = torch.stack([b.detach().double() for b in biases]).sum(0)
-    held = torch.round(total * (grid.scale / step)).clamp_(*BIAS) * (step * unit / grid.scale)
+    held = torch.round(total / step).clamp_(*BIAS) * step * unit
     others = sum((b.detach().double() * unit for b in biases[1:]), torch.zeros_like(total))
     for bias, value in zip(biases, [held - others, *(b.detach().double() * unit for b in biases[1:])]):
         values.set(bias, value, unit)
 
 
-def _round_neuron(values: _TemporaryValues, neuron: Any, scale: float) -> None:
+def _round_neuron(values: _TemporaryValues, neuron: Any, scale: Tensor) -> None:
     theta = neuron.v_threshold.detach().double() * scale
     held = torch.round(theta).clamp_(1, THETA_LIMIT)
-    start = torch.round(neuron.v_init.double() * theta * 64) / 64 / held
-    if start.shape == neuron.v_init.shape:  # else several thresholds share one start potential, whose rounding is left out
-        values.set(neuron.v_init, start, 1.0)
-    values.set(neuron.v_threshold, held, scale)
+    values.replace(neuron, "v_init", torch.round(neuron.v_init.double() * theta * 64) / 64 / held, 1.0)
+    values.replace(neuron, "v_threshold", held, scale)
     unity = DECAY_UNITY
     leak = 1 - torch.round((1 - neuron.leak.detach().double()) * unity).clamp_(0, unity - 1) / unity
     values.set(neuron.leak, leak, 1.0)
