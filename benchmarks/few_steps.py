@@ -31,7 +31,7 @@ def converted(options: argparse.Namespace) -> sp.SpikingNetwork:
     torch.manual_seed(options.seed)
     ann = FastCNN(widths=(64, 256, 320)).eval() if options.ann is None else load_network(options.ann).network.eval()
     neuron = sp.IF(v_init=0.5, surrogate=sp.Triangle(height=0.3), trainable=("threshold",))
-    return sp.convert(ann, [random_images(32)], neuron, calibrator=sp.LeastSquares()).train()
+    return sp.convert(ann, [random_images(32)], neuron, calibrator=sp.LeastSquares(timesteps=options.timesteps)).train()
 
 
 def one_step(options: argparse.Namespace) -> Result:

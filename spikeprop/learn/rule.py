@@ -81,8 +81,8 @@ class LearningRule(ABC):
         return self.own.parameters()
 
     def param_groups(self, model: nn.Module) -> list[dict[str, Any]]:
-        """The optimiser's groups, as torch.optim takes them; by default one group of all trained parameters."""
-        return [{"params": [p for p in (*model.parameters(), *self.parameters()) if p.requires_grad]}]
+        """The optimiser's groups, as torch.optim takes them; by default one of all trained parameters, the network's last."""
+        return [{"params": [p for p in (*self.parameters(), *model.parameters()) if p.requires_grad]}]
 
     def state_dict(self) -> dict[str, Tensor]:
         """Tensors of the rule's own, by name."""

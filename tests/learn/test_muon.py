@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+import spikeprop as sp
 from spikeprop.learn import BiasRate, MuonSGD, with_rates
 from spikeprop.learn.muon import orthogonalised
 
@@ -115,7 +116,15 @@ def test_a_closure_is_computed_with_gradients() -> None:
 
 @pytest.mark.parametrize(
     ("wrong", "name"),
-    [({"lr": -1}, "lr"), ({"matrix_lr": float("nan")}, "matrix_lr"), ({"momentum": 1}, "momentum"), ({"steps": 0}, "steps")],
+    [
+        ({"lr": -1}, "lr"),
+        ({"matrix_lr": float("nan")}, "matrix_lr"),
+        ({"momentum": 1}, "momentum"),
+        ({"steps": 0}, "steps"),
+        ({"steps": 2.5}, "steps"),
+        ({"lr": 0}, "lr"),
+        ({"lr": float("inf")}, "lr"),
+    ],
 )
 def test_a_wrong_setting_is_named(wrong: dict[str, float], name: str) -> None:
     with pytest.raises(ValueError, match=f"^{name} is"):
@@ -128,3 +137,79 @@ def test_parts_of_a_matrix_are_refused() -> None:
 
     with pytest.raises(ValueError, match="complete matrices"):
         MuonSGD([nn.Parameter(torch.zeros(2, 2).as_subclass(Part))])
+    with pytest.raises(ValueError, match="no complex form"):
+        MuonSGD([nn.Parameter(torch.zeros(2, 2, dtype=torch.complex64))])
+    with pytest.raises(ValueError, match="run the network once"):
+        MuonSGD(nn.LazyLinear(3).parameters())
+    with pytest.raises(TypeError):
+        MuonSGD(set(network().parameters()))
+
+
+def following(optimizer: MuonSGD, model: nn.Module) -> list[str]:
+    """Names of the parameters that follow Muon."""
+    muon = {id(p) for g in optimizer.param_groups if g["orthogonal"] for p in g["params"]}
+    return [name for name, p in model.named_parameters() if id(p) in muon]
+
+
+def test_thresholds_and_gains_of_channels_are_no_matrices() -> None:
+    model = nn.Sequential(
+        nn.Conv2d(2, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 3, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(48, 3)
+    )
+    neuron = sp.IF(surrogate=sp.Triangle(), trainable=("threshold",))
+    spiking = sp.convert(model, [torch.rand(8, 2, 4, 4)], neuron, calibrator=sp.MaxActivation(per="channel"))
+    assert any(p.ndim == 3 and p.requires_grad for p in spiking.parameters())  # thresholds (C, 1, 1)
+    names = following(MuonSGD(spiking.parameters()), spiking)
+    assert len(names) == 2
+    assert all(name.endswith("weight") for name in names)
+    gained = nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(4, 6)), nn.Linear(6, 2))
+    assert following(MuonSGD(gained.parameters()), gained) == ["0.parametrizations.weight.original1"]
+
+
+def test_forms_of_groups() -> None:
+    model, rest = network(), nn.Linear(5, 5).double()
+    expected = ["0.weight", "2.weight"]
+    assert following(MuonSGD(model.named_parameters()), model) == expected
+    assert following(MuonSGD({"params": [p]} for p in model.parameters()), model) == expected
+    assert following(MuonSGD([{"params": list(model.parameters()), "orthogonal": False}]), model) == []
+    own = [
+        {"params": model[4].weight, "orthogonal": False},
+        {"params": [*model[0].parameters(), *model[2].parameters(), model[4].bias]},
+    ]
+    optimizer = MuonSGD(own[:1], lr=0.1, matrix_lr=0.01)
+    optimizer.add_param_group(own[1])
+    assert following(optimizer, model) == expected
+    optimizer.add_param_group({"params": rest.parameters(), "lr": 0.2})
+    assert following(optimizer, rest) == ["weight"]
+    assert [g["lr"] for g in optimizer.param_groups[-2:]] == pytest.approx([0.02, 0.2])
+    gradients(model, 0)
+    optimizer.step()
+    with pytest.raises(ValueError, match="momentum is"):
+        optimizer.add_param_group({"params": [nn.Parameter(torch.zeros(2))], "momentum": 1.5})
+
+
+@pytest.mark.parametrize("size", [1e-38, 1e-20, 1.0, 1e18])
+def test_the_size_of_a_gradient_does_not_matter(size: float) -> None:
+    torch.manual_seed(0)
+    grad, found = torch.randn(64, 300), []
+    for factor in (1.0, size):
+        weight = nn.Parameter(torch.zeros(64, 300))
+        weight.grad = grad * factor
+        MuonSGD([{"params": [weight], "orthogonal": True}], matrix_lr=0.1).step()
+        found.append(weight.detach())
+    torch.testing.assert_close(found[1], found[0], rtol=1e-2, atol=1e-3)  # 1e-38 has few digits
+    assert found[0].norm() == pytest.approx(0.1 * 8, rel=0.3)
+
+
+def test_a_silent_layer_stays_where_it_is() -> None:
+    weight = nn.Parameter(torch.randn(8, 12))
+    optimizer = MuonSGD([{"params": [weight], "orthogonal": True}], constant_norm=True)
+    weight.grad = torch.randn(8, 12)
+    optimizer.step()
+    before, weight.grad = weight.detach().clone(), torch.zeros(8, 12)
+    for _ in range(400):
+        optimizer.step()
+    assert torch.equal(weight, before)
+    zero = nn.Parameter(torch.zeros(64, 64))
+    zero.grad = torch.randn(64, 64)
+    MuonSGD([{"params": [zero], "orthogonal": True}], constant_norm=True).step()
+    assert zero.isfinite().all()

@@ -29,6 +29,7 @@ UNSUPPORTED_OPTIMISERS = (
     "Adafactor",
     "LBFGS",
     "Muon",
+    "MuonSGD",
     "Rprop",
 )  # need more than a number and its own gradient, or fail on shards
 LARGEST_BLOCK = 1 / 4  # of all parameters: a larger module with children is several blocks

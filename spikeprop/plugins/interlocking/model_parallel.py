@@ -24,7 +24,7 @@ from torch import Tensor, distributed, nn
 from spikeprop.errors import RecipeError, TrainingCollapsed
 from spikeprop.evaluate import Report
 from spikeprop.experiment.context import Context
-from spikeprop.learn import LearningRule, ProgressBar, fit, load_checkpoint, load_model, save_checkpoint
+from spikeprop.learn import LearningRule, MuonSGD, ProgressBar, fit, load_checkpoint, load_model, save_checkpoint
 from spikeprop.learn.checkpoint import drop_progress, load_optimizer
 from spikeprop.plugins.comparison import NetworkTraining, accuracy_and_loss
 from spikeprop.plugins.interlocking.parallel import SegmentProcess
@@ -64,7 +64,10 @@ class ModelParallel(NetworkTraining):
         """
         rule, ann = self._rule(), self.ann.build()
         rule.prepare(ann, self.data.build().example(2))
-        self.build_optimizer([*ann.parameters(), *rule.parameters()])
+        if isinstance(self.build_optimizer([*ann.parameters(), *rule.parameters()]), MuonSGD):
+            raise RecipeError(
+                "optimizer: MuonSGD leaves the last matrix to SGD, and each process would have one: use SGD or Adam"
+            )
         self.schedule.build()
         if self.batch_size % rule.microbatches:
             raise RecipeError(f"batch_size is {self.batch_size}, which is not divisible into {rule.microbatches} micro-batches")
@@ -140,6 +143,7 @@ class _Parallel:
         self.settings, self.context, self.process, self.device = settings, context, process, device
         self.group: Processes = context.folder.processes
         self.optimizer = settings.build_optimizer(process.parameters())
+        self.rates = [group["lr"] for group in self.optimizer.param_groups]  # before a checkpoint's are loaded
         own = process.rule.own
         head = own[str(process.rank)] if str(process.rank) in own else nn.Identity()
         self.held = nn.ModuleDict({"segment": process.segment.module, "head": head})
@@ -155,8 +159,8 @@ class _Parallel:
         self.held.train()
         for epoch in range(done // count, self.settings.epochs):
             for step, (x, y) in enumerate(batches.epoch(epoch, done % count), start=done % count):
-                for group in self.optimizer.param_groups:
-                    group["lr"] = self.settings.lr * self.schedule(done / (self.settings.epochs * count))
+                for group, rate in zip(self.optimizer.param_groups, self.rates):
+                    group["lr"] = rate * self.schedule(done / (self.settings.epochs * count))
                 seed_everything(self.settings.seed, epoch, step)
                 self.optimizer.zero_grad(set_to_none=True)
                 loss = self.process.step(x.to(self.device), y.to(self.device))
