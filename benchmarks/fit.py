@@ -1,8 +1,9 @@
 """Training an ANN by ``fit`` compared with a loop written by hand with the same settings: images a second, in one run.
 
 ``FastCNN`` much as ``cifar10_fast_graded`` trains it, but by SGD: whitening, Nesterov, rates of biases, lookahead, a triangular
-schedule, label smoothing, crops and flips; on random images of CIFAR-10's shape, so no data are needed. The two take turns, so what else the
-machine does falls on both. The hand-written loop has its images padded and in floating point in memory, and nothing besides.
+schedule, label smoothing, crops and flips; on random images of CIFAR-10's shape, so no data are needed. The two take turns, so
+what else the machine does falls on both. The hand-written loop has its images padded and in floating point in memory, and nothing
+besides.
 
 python benchmarks/fit.py --steps 8 --batch 512 --repeats 3 --out results/benchmarks/fit.json
 """

@@ -31,7 +31,7 @@ SMOKE = "smoke run, not a result: a few examples and steps, to see that it runs;
 @click.option("--threads", type=click.IntRange(min=1), help="CPU threads; default torch's choice.")
 @click.option("--save-every", type=click.FloatRange(min=0), default=60.0, show_default=True,
               help="Seconds between two checkpoints within an epoch.")  # fmt: skip
-@click.option("--ann", "trained", metavar="RUN",
+@click.option("--ann", "trained", type=click.Path(), metavar="RUN",
               help="Run folder, or zoo:NAME, whose ANN is taken over; seed, data, ann and train must be the same.")  # fmt: skip
 @click.option(
     "--tensorboard/--no-tensorboard", default=True, show_default=True, help="Write scalars for TensorBoard, if it is installed."

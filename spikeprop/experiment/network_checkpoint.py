@@ -302,7 +302,9 @@ def load_spiking(path: str | Path, trusted: Collection[str] = ()) -> LoadedSpiki
     """
     loaded = load_network(path, trusted)
     if not isinstance(loaded.network, SpikingNetwork):
-        raise CheckpointError(f"{path} is an ANN; give the converted or finetuned checkpoint of its run")
+        raise CheckpointError(
+            f"{path} is an ANN; give the converted or finetuned checkpoint of its run (spikeprop run RECIPE --ann makes one)"
+        )
     return LoadedSpikingNetwork(loaded.network, loaded.description, loaded.trusted, loaded.own_data)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 from spikeprop.errors import RunError
 from spikeprop.experiment.run_record import RunRecord
@@ -44,12 +45,17 @@ def _same_file(one: Path, other: Path) -> bool:
     return other.is_file() and file_hash(one) == file_hash(other)
 
 
+def _deciding(value: Any) -> Any:
+    """A setting without the folder that data are read from, which is another one on each machine."""
+    return {key: held for key, held in value.items() if key != "root"} if isinstance(value, dict) else value
+
+
 def check_same_training(source: Path, recipe: Recipe) -> None:
     """Raises RunError unless the run in ``source`` has trained just the ANN that this recipe would train."""
     run, own = RunRecord.read(source), recipe.describe()
     if not {"data", "ann"} <= run.stages.keys() or not (source / FILES[0]).is_file():
         raise RunError(f"{source} has no trained ANN; give the folder of a run that has trained it")
-    other = [key for key in DECIDE if run.settings.get(key) != own.get(key)]
+    other = [key for key in DECIDE if _deciding(run.settings.get(key)) != _deciding(own.get(key))]
     if other:
         raise RunError(
             f"{source} has trained another ANN than {recipe.name} would: they differ in {', '.join(other)}; make these the same, "

@@ -40,6 +40,8 @@ def add_entry(
     if record.report is None or not record.pipeline or record.about.get("smoke"):
         raise CheckpointError(f"{run} has no report of a complete run ({record.state}, {record.recipe}); finish one first")
     (file,) = find_checkpoints(run, [network] if network else [])
+    if file.stem == "ann" and not {"data", "ann"} <= record.stages.keys():
+        raise CheckpointError(f"{run} does not say how its ANN was trained (stages.json): give the folder of the run itself")
     if file.stat().st_size > LARGEST_NETWORK:
         raise CheckpointError(
             f"{file} has {file.stat().st_size / 2**20:.1f} MiB; a network of the zoo has at most {LARGEST_NETWORK // 2**20}"
@@ -102,6 +104,9 @@ def _card(record: RunRecord, kind: str, name: str, about: str, licence: str) -> 
         equal = "all equal" if simulated["spikes_equal"] else "NOT equal"
         where = "On Lava" if simulated.get("backend", "lava") == "lava" else "In the reference simulator, not on Lava"
         lava = f"\n{where}, {simulated['samples']} samples: spikes {equal} to PyTorch's.\n"
+    use = f'Load it: `sp.load("{name}")`'
+    if kind == "ann":
+        use = f"Convert it by a recipe with the same `data`, `ann` and `train`: `spikeprop run RECIPE --ann zoo:{name}`"
     return f"""# {name}
 
 {about}.
@@ -110,7 +115,7 @@ def _card(record: RunRecord, kind: str, name: str, about: str, licence: str) -> 
 | --- | --- | --- |
 {chr(10).join(rows)}
 {cost}{lava}
-- Load it: `sp.load("{name}")`; evaluate it: `spikeprop eval zoo:{name}`. Every file is compared with its SHA-256 in `index.json`.
+- {use}; evaluate it: `spikeprop eval zoo:{name}`. Every file is compared with its SHA-256 in `index.json`.
 - Made by: `spikeprop run zoo/{name}/{name}.yaml` (recipe {record.recipe}, seed {record.settings.get("seed")})
 - Commit: {", ".join(commits)}
 - Machine: {machine.get("cores")} cores of {machine.get("processor")}, {hours:.2f} hours, PyTorch {versions.get("torch")}

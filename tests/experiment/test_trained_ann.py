@@ -46,14 +46,25 @@ def test_a_run_takes_over_an_ann_of_the_zoo(tmp_path: Path, monkeypatch: pytest.
     (first / "run.json").write_text(json.dumps(about | {"smoke": False}))
     added = invoke("zoo", "add", str(first), "digits-ann", "--network", "ann", "--to", str(zoo))
     assert added.exit_code == 0, added.output
+    assert "--ann zoo:digits-ann" in (zoo / "digits-ann" / "card.md").read_text()
     monkeypatch.setenv(VARIABLE, str(zoo))
-    taken = invoke(*common, "convert.calibrator=MaxActivation", "--ann", "zoo:digits-ann", "--out", str(second))
+    elsewhere = f"data.root={tmp_path}"  # which decides nothing; Digits are part of a package
+    taken = invoke(*common, elsewhere, "convert.calibrator=MaxActivation", "--ann", "zoo:digits-ann", "--out", str(second))
     assert taken.exit_code == 0, taken.output
     assert (second / "ann.safetensors").read_bytes() == (first / "ann.safetensors").read_bytes()
     assert json.loads((second / "stages.json").read_text())["ann"] == json.loads((first / "stages.json").read_text())["ann"]
     unknown = invoke(*common, "--ann", "zoo:digits-bnn", "--out", str(tmp_path / "third"))
     assert unknown.exit_code == 1
     assert "digits-ann" in unknown.output
+    (zoo / "digits-ann" / "stages.json").write_text("{}")
+    damaged = invoke(*common, "--ann", "zoo:digits-ann", "--out", str(tmp_path / "third"))
+    assert damaged.exit_code == 1
+    assert "SHA-256 differs" in damaged.output
+    (first / "stages.json").unlink()
+    without = invoke("zoo", "add", str(first), "digits-ann", "--network", "ann", "--to", str(zoo))
+    assert without.exit_code == 1
+    assert "how its ANN was trained" in without.output
+    assert (zoo / "digits-ann" / "ann.safetensors").exists()
 
 
 def test_a_folder_without_an_ann_is_refused(tmp_path):

@@ -54,6 +54,7 @@ def test_every_committed_entry_is_complete_and_small(name: str) -> None:
     assert {"card.md", "run.json", "report.json", f"{name}.yaml", f"{entry.network}.safetensors"} <= set(entry.files)
     assert (folder / f"{entry.network}.safetensors").stat().st_size <= LARGEST_NETWORK
     report, card = json.loads((folder / "report.json").read_text()), (folder / "card.md").read_text()
+    assert entry.accuracy.get("ANN") == (report["ann"]["accuracy"] if "ann" in report else None)
     for steps, accuracy in report[entry.network]["accuracy"].items() if entry.network != "ann" else ():
         assert entry.accuracy[steps] == accuracy
         assert f"T = {steps} | {accuracy:.2f} |" in card
