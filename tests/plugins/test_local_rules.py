@@ -250,7 +250,8 @@ def test_an_example_with_far_less_feedback_than_the_others_keeps_its_gradient(fe
         model.get_parameter("2.bias")[0] = 0.0
     EquilibriumPropagation().step(model, x, LABELS)
     (expected, *_), found = backprop(copy.deepcopy(model), x, LABELS), first.grad
-    assert found is not None and expected[0, 3]
+    assert found is not None
+    assert expected[0, 3]
     assert float(found[0, 3]) == pytest.approx(float(expected[0, 3]), rel=0.01)
 
 
@@ -265,7 +266,7 @@ def test_a_deviation_lost_in_rounding_counts_by_its_share_of_the_gradient() -> N
     assert apart(found, backprop(copy.deepcopy(model), x, LABELS)) < 0.05
     with torch.no_grad():
         model.get_parameter("4.bias")[0] += 1000.0  # the others are correct, with an error of exactly 0
-    with pytest.raises(SegmentError, match="the state '0' by .* is lost in the rounding"):
+    with pytest.raises(SegmentError, match=r"the state '0' by .* is lost in the rounding"):
         EquilibriumPropagation().step(model, x, torch.tensor([0, 0, 0, 0, 0, 1]))
 
 
