@@ -238,6 +238,38 @@ def test_a_deviation_that_rounding_would_lose_is_refused() -> None:
         EquilibriumPropagation(feedback_of="states", feedback=0.01, beta=0.2).step(model, x, LABELS)
 
 
+@pytest.mark.parametrize("feedback", [1e-3, 1e-7])
+def test_an_example_with_far_less_feedback_than_the_others_keeps_its_gradient(feedback: float) -> None:
+    """In single precision: the last example alone has the last feature, whose weights have their gradient from it alone."""
+    model, x = mlp(4, 6, 6, 6, 5, act=nn.ReLU).float(), torch.rand(6, 4, generator=torch.Generator().manual_seed(6))
+    x[:, 3], x[5] = 0.0, torch.tensor([0.0, 0.0, 0.0, 1.0])
+    with torch.no_grad():  # it takes the first unit of two layers, and a weak weight between them
+        first, second = model.get_parameter("0.weight"), model.get_parameter("2.weight")
+        first[:, 3], first[0] = -10.0, x[5]
+        second[:, 0], second[0] = -10.0, feedback * x[5].new_tensor([1, 0, 0, 0, 0, 0])
+        model.get_parameter("2.bias")[0] = 0.0
+    EquilibriumPropagation().step(model, x, LABELS)
+    (expected, *_), found = backprop(copy.deepcopy(model), x, LABELS), first.grad
+    assert found is not None
+    assert expected[0, 3]
+    assert float(found[0, 3]) == pytest.approx(float(expected[0, 3]), rel=0.01)
+
+
+def test_a_deviation_lost_in_rounding_counts_by_its_share_of_the_gradient() -> None:
+    """An example of saturated neurons has next to no gradient, and does not refuse its batch, unless the batch has no other."""
+    model, x = mlp(4, 6, 6, 5).float(), torch.rand(6, 4, generator=torch.Generator().manual_seed(6))
+    x[:5, 3], x[5, 3] = 0.0, 1.0
+    with torch.no_grad():
+        model.get_parameter("0.weight")[:, 3] = 9.0
+    EquilibriumPropagation().step(model, x, LABELS)
+    found = [p.grad.double() for p in model.parameters() if p.grad is not None]
+    assert apart(found, backprop(copy.deepcopy(model), x, LABELS)) < 0.05
+    with torch.no_grad():
+        model.get_parameter("4.bias")[0] += 1000.0  # the others are correct, with an error of exactly 0
+    with pytest.raises(SegmentError, match=r"the state '0' by .* is lost in the rounding"):
+        EquilibriumPropagation().step(model, x, torch.tensor([0, 0, 0, 0, 0, 1]))
+
+
 def test_states_that_do_not_settle_are_refused() -> None:
     model = mlp(4, 30, 30, 5, act=nn.ReLU)
     with torch.no_grad():

@@ -16,9 +16,14 @@ interneurons of Sacramento et al. 2018, arXiv:1810.11393). Then the forward pass
 the loss linearised there, and the gradient is backprop's for gamma -> 0 (Xie & Seung 2003).
 
 As written, deviations shrink by gamma from state to state on the way back, and are soon below the rounding of the states. For
-beta -> 0 they follow linear equations, so each can be held in a unit of its own: with deviations, feedback to s_n has a strength
-b_n, by which it is about beta times as large as s_n, and what s_n sends on is o_n + gamma/b_n (s_n - o_n). The products, and so
-the gradient for beta -> 0, are the same. A network in which a deviation would still be lost in rounding is refused.
+beta -> 0 they follow linear equations, so each can be held in a unit of its own: with deviations, feedback to s_n is divided by
+u_n, which makes it about beta times as large as s_n, and what s_n sends on is o_n + gamma u_n (s_n - o_n). The products, and so
+the gradient for beta -> 0, are the same. Examples do not meet, so each has units of its own.
+
+A network in which deviations would still be lost in rounding is refused. An example's gradient is its deviation times the
+product of its units, and rounding adds to it the precision of its state times the same product. So what is compared are these
+weighted sizes over the batch, whose sum is the gradient: an example with saturated neurons, whose deviation and gradient are both
+next to nothing, does not refuse a batch, and one that carries the gradient does.
 """
 
 from __future__ import annotations
@@ -30,27 +35,16 @@ from typing import ClassVar, Literal
 from weakref import WeakKeyDictionary
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
 from spikeprop.errors import SegmentError, TrainingCollapsed
-from spikeprop.learn.segments import Segment, SegmentGraph, SegmentPass, segment_graph
-from spikeprop.learn.tracing import steps_of
+from spikeprop.learn.segments import SegmentGraph, SegmentPass
 from spikeprop.plugins.local_rules.base import ForwardPass, SegmentRule, add_gradients
+from spikeprop.plugins.local_rules.states import States, forward_states, states_of
 from spikeprop.runtime.checks import one_of, positive
 
-MONOTONE = (
-    nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.Hardtanh, nn.Hardsigmoid, nn.Sigmoid, nn.Tanh, nn.Softplus, nn.ELU, nn.CELU, nn.SELU,
-)  # fmt: skip
 LARGEST_RESIDUAL = 0.01
 ROUNDED = 100  # times the precision of a state: what a deviation must be for its first two digits to be right
-
-
-@dataclass
-class States:
-    """A network as states: the segments compute A_n, the last one reads out, and ``activations`` are the sigma_n by name."""
-
-    graph: SegmentGraph
-    activations: dict[str, nn.Module]
 
 
 @dataclass
@@ -69,14 +63,12 @@ class Nudge:
     Attributes:
         origin: o, by name; empty for 0.
         pull: dl/ds_N of an example, at a pass.
-        scale: by which the pull of each example is divided (B,), and its gradient multiplied; or one number (1,) for all.
-        strengths: b_n of the feedback to a state, by its name.
+        units: u_n by state, one number an example (B,), or one for all (1,); 0 for an example that gets no feedback.
     """
 
     origin: dict[str, Tensor]
     pull: Callable[[SegmentPass], Tensor]
-    scale: Tensor
-    strengths: dict[str, float] = field(default_factory=dict)
+    units: dict[str, Tensor]
 
     def fed_back(self, values: Mapping[str, Tensor], name: str) -> Tensor:
         return values[name] - self.origin[name] if self.origin else values[name]
@@ -85,7 +77,7 @@ class Nudge:
         """What the next A_n read."""
         if not self.origin:
             return values
-        return {n: o + gamma / self.strengths[n] * (values[n] - o) for n, o in self.origin.items()}
+        return {n: o + _each(gamma * self.units[n], o) * (values[n] - o) for n, o in self.origin.items()}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,7 +88,7 @@ class EquilibriumPropagation(SegmentRule):
         loss: any loss of scores and labels.
         feedback_of: "deviations" of the states from the forward pass, or "states" (the papers).
         beta: of the loss, in the nudged phases. With deviations it is relative: each example's last state is pulled by beta times
-            the root mean square of their norms, whatever the size of its error.
+            its norm, whatever the size of its error.
         feedback: gamma, in (0, 1]; 1 for the papers' networks, small for a network that is used feed-forward. With deviations it
             is the part that goes round from a state to the next and back.
         iterations: largest number of steps of a phase.
@@ -132,7 +124,7 @@ class EquilibriumPropagation(SegmentRule):
 
     def check(self, model: nn.Module, graph: SegmentGraph) -> None:
         super().check(model, graph)
-        states = _states(model)
+        states = states_of(model)
         if self.iterations < (least := len(states.activations)):
             raise SegmentError(
                 f"iterations is {self.iterations}, and the loss needs {least} to reach the first of {least} states, whose "
@@ -144,27 +136,27 @@ class EquilibriumPropagation(SegmentRule):
         states = self._states[batch.model]
         if batch.error.dtype in (torch.float16, torch.bfloat16):
             raise SegmentError("EquilibriumPropagation subtracts nearly equal states, which 16 bits do not hold: use float32")
-        start, told = _forward(states, batch.x), {}
+        start, told = forward_states(states, batch.x), {}
         if self.feedback_of == "deviations":
             free = Equilibrium(start, SegmentPass(states.graph, batch.x, at=start), batch.error.new_zeros(()))
             nudge = _held(states, free, len(batch.x) * batch.error)
         else:
-            nudge = Nudge(
-                {}, self._pull(states, batch), batch.error.new_ones(1), dict.fromkeys(states.activations, self.feedback)
-            )
+            *hidden, last = states.activations
+            one = batch.error.new_ones(1)
+            nudge = Nudge({}, self._pull(states, batch), {**dict.fromkeys(hidden, one / self.feedback), last: one})
             free = self._settle(states, batch.x, start, nudge, 0.0)
             told["gap"] = _apart(free.run.output, batch.run.output)
-        nudge.strengths = self._strengths(states, free, nudge)
+        self._find_units(states, free, nudge)
         free.run.add_parameter_gradients(states.graph.output, self._error(batch, free.run))
         plus = self._settle(states, batch.x, free.values, nudge, self.beta)
         minus = free if self.nudging == "one-sided" else self._settle(states, batch.x, free.values, nudge, -self.beta)
         width = self.beta * (1 if minus is free else 2) * len(batch.x)
-        unit, (*_, last) = 1 / width, states.activations
+        unit = free.residual.new_full((1,), 1 / width)
         for segment in reversed(states.graph.segments[:-1]):
-            unit /= 1.0 if segment.name == last else nudge.strengths[segment.name]
-            scale = unit * _each(nudge.scale, plus.values[segment.name])
+            unit = unit * nudge.units[segment.name]
             for state, sign in ((plus, -1), (minus, 1)):
-                cotangent = sign * scale * nudge.fed_back(state.values, segment.name)
+                fed_back = nudge.fed_back(state.values, segment.name)
+                cotangent = sign * _each(unit, fed_back) * fed_back
                 add_gradients(segment.parameters(), state.run.parameter_gradients(segment.name, cotangent))
         return {**told, "residual": torch.stack([state.residual for state in (free, plus, minus)]).max()}
 
@@ -191,33 +183,32 @@ class EquilibriumPropagation(SegmentRule):
         for segment, reader in pairwise(states.graph.segments):
             drive = run.computed(segment.name)
             if reader.name != states.graph.output:
-                (back,) = run.vjp(reader.name, nudge.strengths[segment.name] * nudge.fed_back(values, reader.name))
+                (back,) = run.vjp(reader.name, _over(nudge.fed_back(values, reader.name), nudge.units[segment.name]))
             else:
                 back = -beta * nudge.pull(run) if beta else None
             with torch.no_grad():
                 new[segment.name] = states.activations[segment.name](drive.clone() if back is None else drive + back)
         return new
 
-    def _strengths(self, states: States, free: Equilibrium, nudge: Nudge) -> dict[str, float]:
-        """b_n of all states but the last, from what the loss does to the states to first order in beta.
+    def _find_units(self, states: States, free: Equilibrium, nudge: Nudge) -> None:
+        """The units of deviations but the last, from what the loss does to the states to first order in beta.
 
         Raises:
-            SegmentError: a state would move by less than its rounding.
+            SegmentError: states would move by less than their rounding.
         """
-        found = dict.fromkeys(states.activations, 1.0 if nudge.origin else self.feedback)
-        weight = nudge.scale / nudge.scale.max().clamp_min(torch.finfo(nudge.scale.dtype).tiny)
-        push = self.beta * nudge.pull(free.run)
+        weight, push = torch.ones_like(nudge.units[[*states.activations][-1]]), self.beta * nudge.pull(free.run)
         for segment in reversed(states.graph.segments[:-1]):
             value, (before, *_) = free.values[segment.name], segment.reads
             moved = _slope(states.activations[segment.name], free.run.computed(segment.name), push)
+            weight = weight * nudge.units[segment.name]
+            weight = weight / weight.max().clamp_min(torch.finfo(weight.dtype).tiny)  # only the examples' ratios count
             _refuse_rounded(segment.name, moved * _each(weight, value), value * _each(weight, value))
             (back,) = free.run.vjp(segment.name, moved)
             if back is None:  # the first one, or what has no gradient
                 break
-            if nudge.origin and (size := float(back.norm())):
-                found[before] = (self.beta * float(free.values[before].norm()) or 1.0) / size
-            push = found[before] * back
-        return found
+            if nudge.origin:
+                nudge.units[before] = _unit(back, self.beta, free.values[before], len(weight))
+            push = _over(back, nudge.units[before])
 
     def _pull(self, states: States, batch: ForwardPass) -> Callable[[SegmentPass], Tensor]:
         def pull(run: SegmentPass) -> Tensor:
@@ -234,28 +225,35 @@ class EquilibriumPropagation(SegmentRule):
             return torch.autograd.grad(self.loss.for_batch(batch.x)(scores, batch.y), scores)[0]
 
 
-def _forward(states: States, x: Tensor) -> dict[str, Tensor]:
-    """States of the forward pass, without feedback."""
-    values: dict[str, Tensor] = {}
-    with torch.no_grad():
-        for segment in states.graph.segments[:-1]:
-            values[segment.name] = x = states.activations[segment.name](segment.module(x.clone()))
-    return values
-
-
 def _held(states: States, free: Equilibrium, error: Tensor) -> Nudge:
     """The nudge of the loss linearised at the forward pass, of equal size for every example whose states are its own.
 
     Then neither the rounding of a small error nor the kinks of a large one come into the difference of two phases.
     """
-    last = free.values[states.graph.segments[-2].name]
+    last_name = states.graph.segments[-2].name
+    last = free.values[last_name]
     (pull,) = free.run.vjp(states.graph.output, error)
     assert pull is not None
     alone = all(len(value) == len(pull) for value in free.values.values())  # else examples are merged or split on the way
-    norms = pull.reshape(len(pull) if alone else 1, -1).norm(dim=1)
-    size = float(last.norm()) / len(norms) ** 0.5 or 1.0  # the same for all, so that a silent example is pulled too
-    held = pull / _each(norms.clamp_min(torch.finfo(pull.dtype).tiny), pull) * size
-    return Nudge(free.values, lambda run: held, norms / size)
+    unit = _unit(pull, 1.0, last, len(pull) if alone else 1)
+    held = _over(pull, unit)
+    rest = dict.fromkeys(free.values, torch.ones_like(unit))  # until they are found
+    return Nudge(free.values, lambda run: held, {**rest, last_name: unit})
+
+
+def _unit(fed_back: Tensor, beta: float, values: Tensor, count: int) -> Tensor:
+    """By what to divide the feedback to ``count`` examples so that it is beta times as large as their states (count,).
+
+    A state of 0 counts as their mean, so that a silent example is pulled too.
+    """
+    norms, size = (t.reshape(count, -1).norm(dim=1) for t in (fed_back, values))
+    unit = norms / (beta * torch.where(size > 0, size, float(values.norm()) / count**0.5 or 1.0))
+    return torch.where(unit > torch.finfo(unit.dtype).tiny, unit, 0.0)
+
+
+def _over(value: Tensor, unit: Tensor) -> Tensor:
+    """Divided example by example, 0 where the unit is."""
+    return _each(torch.where(unit > 0, 1 / unit, 0.0), value) * value
 
 
 def _each(numbers: Tensor, like: Tensor) -> Tensor:
@@ -282,43 +280,3 @@ def _slope(activation: nn.Module, drive: Tensor, cotangent: Tensor) -> Tensor:
 
 def _apart(scores: Tensor, expected: Tensor) -> Tensor:
     return (scores - expected).norm() / expected.norm().clamp_min(torch.finfo(scores.dtype).tiny)
-
-
-def _states(model: nn.Module) -> States:
-    """Cut a network after each of its activations; one that is no module, or not monotone, becomes a part of the A_n.
-
-    Raises:
-        SegmentError: it has none that can be a state.
-    """
-    names = [name for name, module in model.named_modules() if isinstance(module, MONOTONE)]
-    if not names:
-        raise SegmentError(
-            "EquilibriumPropagation makes a state of each activation, and found none: it needs modules that are monotone and "
-            f"have no parameters ({', '.join(kind.__name__ for kind in MONOTONE)}); use PredictiveCoding for others"
-        )
-    graph = segment_graph(model, names)
-    cut, activations = [], {}
-    for segment in graph.segments[:-1]:
-        module, activations[segment.name] = _split(segment)
-        cut.append(Segment(segment.name, module, segment.reads))
-    return States(SegmentGraph([*cut, graph.segments[-1]], graph.names), activations)
-
-
-def _split(segment: Segment) -> tuple[nn.Module, nn.Module]:
-    """What a segment computes before the activation that ends it, and that activation; both hold the network's own modules."""
-    if not isinstance(segment.module, fx.GraphModule):
-        raise SegmentError(
-            f"EquilibriumPropagation cannot see what segment {segment.name!r} computes before its activation: it cannot be "
-            "traced, or an activation of this network is called twice or is its end; give each place a module of its own, or use "
-            "PredictiveCoding"
-        )
-    graph = fx.Graph()
-    values: dict[fx.Node, fx.Node] = {}
-    last = steps_of(segment.module)[-1]
-    activation = segment.module.get_submodule(str(last.target))
-    for node in segment.module.graph.nodes:
-        if node is last:
-            values[node] = values[last.all_input_nodes[0]]
-        else:
-            values[node] = graph.node_copy(node, lambda n: values[n])
-    return fx.GraphModule(segment.module, graph), activation
