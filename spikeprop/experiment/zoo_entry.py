@@ -100,7 +100,7 @@ def _card(record: RunRecord, kind: str, name: str, about: str, licence: str) -> 
         cost += "(arithmetic, 45 nm).\n"
     simulated = report.get("simulate", {})
     lava = ""
-    if simulated.get("samples"):
+    if simulated.get("samples") and kind != "ann":
         equal = "all equal" if simulated["spikes_equal"] else "NOT equal"
         where = "On Lava" if simulated.get("backend", "lava") == "lava" else "In the reference simulator, not on Lava"
         lava = f"\n{where}, {simulated['samples']} samples: spikes {equal} to PyTorch's.\n"
