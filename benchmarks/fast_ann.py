@@ -26,7 +26,8 @@ from spikeprop.runtime.files import read_json
 
 CONTENDERS = {f"{optimizer}, {pool}": (optimizer, pool) for optimizer in ("SGD", "Muon") for pool in ("avg", "max")}
 MEAN, STD, KEPT_OUT = [0.4914, 0.4822, 0.4465], [0.2023, 0.1994, 0.2010], 5000
-BIAS, RATES, MOMENTUM = 64.0, {"lr": 0.75, "weight_decay": 1.33043e-3}, 0.85
+BIAS, MOMENTUM = 64.0, 0.85
+RATES: dict[str, Any] = {"lr": 0.75, "weight_decay": 1.33043e-3}
 
 
 def trained(optimizer: str, pool: str, options: argparse.Namespace) -> dict[str, float]:

@@ -243,7 +243,7 @@ def _counting(p: Population) -> tuple[IntegerPopulation, LayerReport]:
         decay=zeros, v_init=zeros, theta=zeros + 1, levels=p.levels, pools=True,
     )  # fmt: skip
     report = LayerReport(
-        name=p.name, scale=layer.scale, exponents=(-1,) * len(connections), weight_error=0.0, threshold_error=0.0, bias_error=0.0,
+        name=p.name, scale=2.0**-ALIGN, exponents=(-1,) * len(connections), weight_error=0.0, threshold_error=0.0, bias_error=0.0,
         leak_error=0.0, weights=sum(c.matrix.nnz for c in connections), saturated=0, bits=2, load=0.0,
     )  # fmt: skip
     return layer, report
@@ -290,6 +290,7 @@ class _Quantizer:
         if not self.apart or sum(errors.values()) - errors["sums"] < EXACT:
             return quantized
         p, channels = self.population, self.population.shape[0]
+        assert p.theta is not None  # it fires
         rows = len(p.bias) // channels
         if self.widths.per_channel:
             exponents = tuple(np.full(channels, e) for e in exponents)

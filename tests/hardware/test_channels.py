@@ -51,7 +51,8 @@ def test_neurons_scaled_by_powers_of_two_have_the_same_integers(target: str) -> 
     one, other = (quantize(g, input_limit=1.0, timesteps=8, bits=4 if target[-1] == "4" else None).network for g in graphs)
     for name in ("theta", "bias", "v_init"):
         np.testing.assert_array_equal(getattr(one.populations[0], name), getattr(other.populations[0], name))
-    np.testing.assert_array_equal(*(m.populations[0].connections[0].matrix.toarray() for m in (one, other)))
+    first, second = (m.populations[0].connections[0].matrix.toarray() for m in (one, other))
+    np.testing.assert_array_equal(first, second)
 
 
 def test_currents_and_spikes_are_nearer_than_with_one_scale() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import pytest
 import torch
@@ -39,7 +40,7 @@ def test_singular_vectors_stay_and_values_come_near_one(shape: tuple[int, int], 
 
 def test_vectors_and_the_last_matrix_follow_sgd() -> None:
     ours, theirs = network(), network()
-    settings = {"lr": 0.1, "momentum": 0.8, "weight_decay": 0.01}
+    settings: dict[str, Any] = {"lr": 0.1, "momentum": 0.8, "weight_decay": 0.01}
     muon = MuonSGD(ours.parameters(), **settings)
     sgd = torch.optim.SGD(theirs.parameters(), nesterov=True, **settings)
     for step in range(3):
@@ -55,12 +56,15 @@ def test_vectors_and_the_last_matrix_follow_sgd() -> None:
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 def test_a_convolution_takes_the_step_by_hand(constant_norm: bool, layout: torch.memory_format) -> None:
     model = network().to(memory_format=layout)
-    weight, optimizer = model[0].weight, MuonSGD(
+    convolution = model[0]
+    assert isinstance(convolution, nn.Conv2d)
+    weight, optimizer = convolution.weight, MuonSGD(
         model.parameters(), lr=1.0, matrix_lr=0.2, momentum=0.5, weight_decay=0.1, constant_norm=constant_norm, steps=3
     )  # fmt: skip
     expected, sums = weight.detach().clone(), torch.zeros(6, 27, dtype=torch.float64)
     for step in range(2):
         gradients(model, step)
+        assert weight.grad is not None
         grad = weight.grad.reshape(6, 27)
         sums = 0.5 * sums + grad
         u, s, vt = torch.linalg.svd(grad + 0.5 * sums, full_matrices=False)
