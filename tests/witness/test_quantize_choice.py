@@ -62,11 +62,12 @@ class Layer:
         room = 16 if self.theta is None else 4
         return (LARGEST + 1) / room / max(self.reach, 0.0 if self.theta is None else float(self.theta.max()))
 
-    def error(self, mantissas: list[np.ndarray], exponents: list[int], bias: np.ndarray, theta: Any, scale: float) -> float:
-        """What integers are worth: ``bias`` in 24 bits, mantissas as they are."""
+    def error(self, mantissas: list[np.ndarray], exponents: list[int], bias: np.ndarray, theta: Any, scale: Any) -> float:
+        """What integers are worth: ``bias`` in 24 bits, mantissas as they are; a scale, or one for each neuron."""
         squares = energy = 0.0
+        of_rows = scale[:, None] if np.ndim(scale) else scale
         for m, e, w, x in zip(mantissas, exponents, self.weights, self.factors):
-            squares += float(((m * 2.0 ** (e + 1) * x / scale - w) ** 2).sum())
+            squares += float(((m * 2.0 ** (e + 1) * x / of_rows - w) ** 2).sum())
             energy += float((w**2).sum())
         rest = float(np.abs(bias / 64 / scale - self.bias).max()) / self.norm
         if self.theta is not None:
