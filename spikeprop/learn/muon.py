@@ -84,9 +84,9 @@ class MuonSGD(Optimizer):
         if isinstance(params, set):
             raise TypeError("parameters need an order, which a set has not: give a list")
         self._muon_per_lr = matrix_lr / lr
-        given = params if isinstance(params, Tensor) else list(params)  # torch refuses a tensor
+        given = params if isinstance(params, Tensor) else [_with_list(group) for group in params]  # torch refuses a tensor
         groups = given if isinstance(given, list) else []
-        held = [p for group in groups for p in (_listed(group["params"]) if isinstance(group, dict) else [group])]
+        held = [p for group in groups for p in (group.get("params", ()) if isinstance(group, dict) else [group])]
         matrices = [p for p in map(_tensor, held) if isinstance(p, Tensor) and _is_matrix(p)]
         self._readout = id(matrices[-1]) if matrices else None
         super().__init__(given, defaults)
@@ -141,10 +141,9 @@ class MuonSGD(Optimizer):
         state["momentum_buffer"].mul_(momentum).add_(grad)
         direction = grad.add(state["momentum_buffer"], alpha=momentum)
         if orthogonal and moves:
-            norm = torch.linalg.vector_norm(p, dtype=_exact(p))
             if not group["constant_norm"]:
                 p.mul_(1 - lr * decay)
-            elif norm > 0:
+            elif (norm := torch.linalg.vector_norm(p, dtype=_exact(p))) > 0:
                 p.mul_(len(p) ** 0.5 / norm)
             direction = orthogonalised(direction.flatten(1), group["steps"]).view(direction.shape)
         if moves:
@@ -162,6 +161,13 @@ def _tensor(given: Any) -> Any:
 
 def _listed(given: Any) -> list[Any]:
     return [given] if isinstance(given, Tensor) else list(given)
+
+
+def _with_list(given: Any) -> Any:
+    """A group whose parameters can be read more than once, as a generator's cannot; anything else as it is."""
+    if isinstance(given, dict) and not isinstance(given.get("params", set()), set):
+        return {**given, "params": _listed(given["params"])}
+    return given
 
 
 def _exact(x: Tensor) -> torch.dtype:

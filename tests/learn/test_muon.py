@@ -174,6 +174,9 @@ def test_forms_of_groups() -> None:
     expected = ["0.weight", "2.weight"]
     assert following(MuonSGD(model.named_parameters()), model) == expected
     assert following(MuonSGD({"params": [p]} for p in model.parameters()), model) == expected
+    from_generator = MuonSGD([{"params": model.parameters()}])
+    assert following(from_generator, model) == expected
+    assert sum(len(g["params"]) for g in from_generator.param_groups) == 6
     assert following(MuonSGD([{"params": list(model.parameters()), "orthogonal": False}]), model) == []
     own = [
         {"params": model[4].weight, "orthogonal": False},
