@@ -65,13 +65,11 @@ def missing_classes(scores: Tensor, labels: Tensor, names: Sequence[str]) -> tup
     predicted, outputs = scores.argmax(1), scores.shape[1]
     taken = _in_order(predicted, labels, outputs, len(names))
     places = []
-    for output in sorted({*range(outputs)} - {*taken}):
-        before, after = (
-            [n for o, n in zip(taken, names) if o < output][-1:],
-            [n for o, n in zip(taken, names) if o > output][:1],
-        )
-        where = [f"after {before[0]!r}"] if before else []
-        places.append(f"{output} ({' and '.join([*where, *([f'before {after[0]!r}'] if after else [])])})")
+    for skipped, output in enumerate(sorted({*range(outputs)} - {*taken})):
+        follows = output - skipped  # classes whose outputs come before it
+        where = [f"after {names[follows - 1]!r}"] if follows else []
+        where += [f"before {names[follows]!r}"] if follows < len(names) else []
+        places.append(f"{output} ({' and '.join(where)})")
     correct = 100 * float((predicted == torch.tensor(taken)[labels]).double().mean())
     shown = ", ".join(places[:SHOWN]) + (", ..." if len(places) > SHOWN else "")
     text = f"no class fits output{'s' * (len(places) > 1)} {shown}, if the others are in order ({correct:.0f} % correct then)"
@@ -92,10 +90,20 @@ def _assigned(predicted: Tensor, labels: Tensor, outputs: int, classes: int) -> 
 
 
 def _in_order(predicted: Tensor, labels: Tensor, outputs: int, classes: int) -> list[int]:
-    """The same with ascending outputs, as where classes are left out of a sorted list: the best, by dynamic programming."""
-    counts, spare = _counts(predicted, labels, outputs, classes).tolist(), outputs - classes
-    best: list[tuple[int, tuple[int, ...]]] = [(0, ())] * (spare + 1)  # by outputs left out: images, and the outputs taken
-    for label in range(classes):
-        best = [max((best[s][0] + counts[label][label + left], (*best[s][1], label + left)) for s in range(left + 1))
-                for left in range(spare + 1)]  # fmt: skip
-    return list(max(best)[1])
+    """The same with ascending outputs, as where classes are left out of a sorted list: the best, by dynamic programming.
+
+    Of equal ones that with the largest outputs, from the first class on. Time and memory are those of a table of each class's
+    possible outputs, ``classes * (outputs - classes + 1)``.
+    """
+    spare = outputs - classes
+    left_out = predicted - labels  # outputs that are left out before the class, if this is its output
+    fits = (left_out >= 0) & (left_out <= spare)
+    index = labels[fits] * (spare + 1) + left_out[fits]
+    best = torch.bincount(index, minlength=classes * (spare + 1)).view(classes, spare + 1)
+    for label in range(classes - 2, -1, -1):  # images of this class and the later ones, of which none leaves out fewer
+        best[label] += best[label + 1].flip(0).cummax(0).values.flip(0)
+    taken, left = [], 0
+    for label, images in enumerate(best):
+        left += int((images[left:] == images[left:].max()).nonzero()[-1])
+        taken.append(label + left)
+    return taken

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import shutil
 import sys
+import time
 import warnings
 from pathlib import Path
 from typing import Any
@@ -309,6 +311,30 @@ def test_the_output_that_no_class_fits_is_named() -> None:
         100.0, "no class fits output 1 (after 'airplane' and before 'bird'), if the others are in order (100 % correct then)"
     )  # fmt: skip
     assert missing_classes(torch.zeros(30, 4), labels, names)[1] == ""  # it predicts one class
+
+
+def test_the_order_of_outputs_is_the_best_of_all() -> None:
+    rng = torch.Generator().manual_seed(0)
+    for classes, outputs in ((1, 4), (2, 2), (3, 5), (4, 7)):
+        for _ in range(20):
+            labels, scores = torch.randint(classes, (12,), generator=rng), torch.rand(12, outputs, generator=rng)
+            taken = torch.tensor(list(itertools.combinations(range(outputs), classes)))  # in lexicographic order
+            correct = (taken[:, labels] == scores.argmax(1)).sum(1)
+            best = taken[correct.eq(correct.max()).nonzero()[-1].item()]
+            found, text = missing_classes(scores, labels, [f"class {n}" for n in range(classes)])
+            assert found == pytest.approx(100 * float(correct.max()) / 12)
+            assert all(f"{n} (" in text for n in {*range(outputs)} - {*best.tolist()}) or not text
+
+
+def test_many_outputs_that_no_class_fits_are_found_in_the_size_of_their_table() -> None:
+    """Twice as many of both had taken about 14 times as long: minutes of this."""
+    classes, outputs = 300, 600
+    labels, names = torch.arange(900) % classes, [str(n) for n in range(classes)]
+    started = time.monotonic()
+    correct, text = missing_classes(nn.functional.one_hot(2 * labels + 1, outputs).float(), labels, names)
+    assert time.monotonic() - started < 5
+    assert correct == 100
+    assert text.startswith("no class fits outputs 0 (before '0'), 2 (after '0' and before '1'), 4 (after '1' and before '2')")
 
 
 class Five(nn.Module):
