@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import sys
-from collections.abc import Iterable
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,11 @@ WORDS = {  # what people call the components of a slot, and the slot's base clas
     "schedules": "Schedule",
     "callbacks": "Callback",
     "surrogates": "Surrogate",
+    "losses": "Objective",
+    "regularisers": "Regulariser",
+    "activations": "Clipped",
+    "heads": "AuxiliaryHead",
+    "readouts": "ReadoutDynamics",
 }
 
 
@@ -38,7 +43,8 @@ def ls(what: str | None, folder: Path | None) -> None:
     """List the recipes, each with what it does.
 
     `ls neurons` lists components, with what each is for and its settings; so do networks, data, encoders, calibrators, rules,
-    optimizers, schedules, callbacks and surrogates, and a slot by its path in a recipe (train.rule); `ls all` lists all of them.
+    optimizers, schedules, callbacks, surrogates, losses, regularisers, activations, heads and readouts, and a slot by its path
+    in a recipe (train.rule); `ls all` lists all of them.
     `ls runs [FOLDER]` lists the run folders in FOLDER (default runs), `ls zoo` the trained networks of the zoo.
     """
     if what == "runs":
@@ -91,11 +97,17 @@ def _list_components(what: str) -> None:
             _list_slot(paths, base)
 
 
-def _nested(bases: Iterable[type]) -> dict[type, list[str]]:
+def _nested(bases: Mapping[type, list[str]]) -> dict[type, list[str]]:
     """Slots inside components, such as a neuron's surrogate."""
-    from spikeprop.snn import Neuron, Surrogate
+    from spikeprop.recipe import nested
 
-    return {Surrogate: ["convert.neuron.surrogate"]} if Neuron in bases else {}
+    found: dict[type, list[str]] = {}
+    for base, paths in bases.items():
+        for inner, keys in nested(base).items():
+            if inner not in bases:
+                places = [f"{path}.{key}" for path in paths for key in keys]
+                found[inner] = list(dict.fromkeys([*found.get(inner, []), *places]))
+    return found
 
 
 def _list_slot(paths: list[str], base: type) -> None:

@@ -7,7 +7,7 @@ its path (``finetune.lr``) with the nearest name. Within ``imports.record_foreig
 instead of imported.
 """
 
-from spikeprop.recipe.checking import check, check_component, check_component_text
+from spikeprop.recipe.checking import check, check_component, check_component_text, nested
 from spikeprop.recipe.component import Component
 from spikeprop.recipe.names import components, home, purposes, slots, unseen
 from spikeprop.recipe.problems import Problems
@@ -26,6 +26,7 @@ __all__ = [
     "find_recipe",
     "home",
     "load_recipe",
+    "nested",
     "purposes",
     "recipe_folder",
     "slots",

@@ -173,6 +173,17 @@ def slot_base(hint: Any) -> type | None:
     return None
 
 
+def nested(base: type) -> dict[type, list[str]]:
+    """Base class to keys of the slots inside the components of a slot, such as a neuron's surrogate."""
+    found: dict[type, list[str]] = {}
+    for name in components(base):
+        for key, hint in hints_of(source_of(find(name, base.__name__, base, home(base)))).items():
+            inner = slot_base(hint if held_by(hint) is None else held_by(hint))
+            if inner is not None and key not in found.setdefault(inner, []):
+                found[inner].append(key)
+    return found
+
+
 def _typed(hint: Any, value: Any, path: str) -> Any:
     try:
         return TypeAdapter(hint).validate_json(json.dumps(value), strict=True)

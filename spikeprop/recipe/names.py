@@ -12,7 +12,8 @@ import importlib.util
 import inspect
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from difflib import get_close_matches
 from typing import Any, get_args, get_origin, get_type_hints
 
 from spikeprop.errors import RecipeError
@@ -28,21 +29,33 @@ HOMES = {
     "torch.optim.optimizer.Optimizer": "torch.optim",
     "spikeprop.ann.activation.Clipped": "spikeprop.ann.activation",
 }
+ELSEWHERE = {  # rooms that have components of a slot beside its home: a recipe names these with the room
+    "torch.optim.optimizer.Optimizer": "spikeprop.learn",
+    "spikeprop.learn.rule.LearningRule": "spikeprop.deploy",
+}
 LARGEST_CODE = 2**20  # bytes of a file that is searched for a name
 RESERVED = {"params"}  # an optimiser's parameters: they exist only when the network does
 
 
 def home(base: type) -> str:
     """Module in which bare names of a slot are looked up."""
-    return HOMES.get(f"{base.__module__}.{base.__qualname__}", base.__module__.rpartition(".")[0])
+    return HOMES.get(_full_name(base), base.__module__.rpartition(".")[0])
+
+
+def _full_name(base: type) -> str:
+    return f"{base.__module__}.{base.__qualname__}"
 
 
 def components(base: type) -> dict[str, dict[str, Any]]:
-    """The components of a slot: name to {parameter: default}; those of plugins with their prefix.
+    """The components of a slot: name to {parameter: default}; those of other rooms and of plugins with their prefix.
 
     A plugin whose import fails is named in a warning, and left out.
     """
-    found = _public(home(base)) | {f"{PLUGINS}.{name}": cls for name, cls in _plugins().items()}
+    room = ELSEWHERE.get(_full_name(base))
+    others = _public(room) if room is not None else {}
+    found = _public(home(base)) | {f"{room}.{name}": cls for name, cls in others.items()}
+    known = {id(cls) for cls in found.values()}
+    found |= {f"{PLUGINS}.{name}": cls for name, cls in _plugins().items() if id(cls) not in known}
     return {name: _defaults(cls) for name, cls in found.items() if fits(cls, base)}
 
 
@@ -100,7 +113,7 @@ def find(use: str, path: str, base: type | None, module: str, given: Mapping[str
     if found is None or (base is not None and not where and not fits(found, base)):
         elsewhere = "" if where or base is None else _in_a_file(name)
         known = _own_names(there) if where else components(base) if base is not None else _experiments(module)
-        raise RecipeError(f"{path}: no component {name!r} in {where or module}{elsewhere or nearest(name, known)}")
+        raise RecipeError(f"{path}: no component {name!r} in {where or module}{elsewhere or _nearest(name, known)}")
     if base is None:
         return found
     if not fits(found, base) and _room_adapts(base) and not imports.may_call(where, name):
@@ -147,6 +160,14 @@ def split(use: str) -> tuple[str, str]:
     """Module or file, and name, of "package.module.Name", "package.module:Name" or "file.py:Name"; no module for a bare name."""
     where, _, name = use.rpartition(":" if ":" in use else ".")
     return where, name
+
+
+def _nearest(name: str, known: Iterable[str]) -> str:
+    """The end of a message on a bare name; a component of another room, or of a plugin, is found without its prefix too."""
+    full = {known_name.rpartition(".")[2]: known_name for known_name in sorted(known, reverse=True)}
+    near = get_close_matches(name.lower(), {bare.lower(): bare for bare in full}, n=1, cutoff=0.8)
+    meant = next((full[bare] for bare in full if near and bare.lower() == near[0]), "")
+    return f"; did you mean {meant!r}?" if "." in meant else nearest(name, known)
 
 
 def _in_a_file(name: str) -> str:

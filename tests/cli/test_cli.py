@@ -357,6 +357,12 @@ def test_ls_shows_recipes_and_components() -> None:
         "spikeprop.plugins.ActivationRelaxation(loss=CrossEntropy",
         "ThresholdBalancing(timesteps=100",
         "STDB(alpha=0.3, beta=0.01)",
+        "spikeprop.learn.MuonSGD(lr=0.1, matrix_lr=0.02",
+        "spikeprop.deploy.QuantisedBPTT(",
+        "VanRossum(tau=10.0)",
+        "TokenHead()",
+        "UpperRate(limit, strength=1.0",
+        "QCFS(levels=8",
     ):
         assert text in output
     only = spikeprop("ls", "Encoder").output

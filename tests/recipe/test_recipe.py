@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import importlib
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
+from torch import nn
 
 from spikeprop import plugins
 from spikeprop.errors import ConversionError, RecipeError, SegmentError
 from spikeprop.experiment.pipeline import HybridConversion
+from spikeprop.experiment.scratch import SpikingTraining
 from spikeprop.learn import LearningRule
-from spikeprop.recipe import Recipe, check, components, dump, load_recipe, recipe_folder, slots
+from spikeprop.recipe import Recipe, check, components, dump, home, load_recipe, recipe_folder, slots
+from spikeprop.recipe.names import fits
 from spikeprop.runtime.devices import find_device
 
 RECIPES = sorted(recipe_folder().glob("*.yaml"))
@@ -303,6 +307,18 @@ def test_a_broken_plugin_is_named_and_the_others_are_listed(raised: str, tmp_pat
         load_recipe("digits_cnn_stdb", ["train.rule=Backprob"])
     with pytest.raises(RecipeError, match=r"cannot import 'spikeprop\.plugins' for 'spikeprop\.plugins\.Broken': .*out of order"):
         load_recipe("digits_cnn_stdb", ["train.rule=spikeprop.plugins.Broken"])
+
+
+def test_what_the_rooms_have_for_a_slot_is_listed() -> None:
+    """A recipe may name it with its room, so `ls`, the reference and the messages about typos must know it."""
+    rooms = [importlib.import_module(f"spikeprop.{name}") for name in ("data", "snn", "convert", "learn", "evaluate", "deploy")]
+    public = {f"{room.__name__}.{name}": getattr(room, name) for room in rooms for name in room.__all__}
+    for base in {*slots(HybridConversion).values(), *slots(SpikingTraining).values()} - {nn.Module}:  # neurons are modules too
+        known = {name if "." in name else f"{home(base)}.{name}" for name in components(base)}
+        assert not {name for name, cls in public.items() if fits(cls, base)} - known, base
+    for wrong in ("MuonSGD", "MuonSDG"):
+        with pytest.raises(RecipeError, match=r"did you mean 'spikeprop\.learn\.MuonSGD'"):
+            load_recipe("digits_cnn_stdb", [f"train.optimizer={wrong}"])
 
 
 def test_every_slot_has_components() -> None:
