@@ -76,6 +76,7 @@ def run_in_folder(
     import dataclasses
 
     from spikeprop.experiment.context import Context
+    from spikeprop.experiment.optimizers import fixed_rates
     from spikeprop.experiment.run_folder import RunFolder, check_same
     from spikeprop.experiment.trained_ann import check_same_training, take_over
     from spikeprop.runtime.files import check_writable
@@ -104,6 +105,9 @@ def run_in_folder(
             folder = RunFolder(path, loaded, smoke, group, notify)
             group.on_rank_zero(lambda: _record(path, named, loaded))
             notify(f"{loaded.name} -> {path}")
+            for path_of, text in fixed_rates(loaded.experiment).items():
+                if trained is None or path_of != "train.lr":  # an ANN that is taken over is not trained
+                    notify(f"note: {text}")
             report = loaded.experiment.run(Context(folder, loaded.name, notify, **context))
         if group.rank == 0:
             table(f"{report.name}{', smoke run: not a result' if smoke else ''}", report.rows)
@@ -165,6 +169,8 @@ def sweep(context: click.Context, recipe: str, axes: tuple[str, ...], out: Path 
         raise click.UsageError(f"--{given[0]} is for trials on a cluster; add --on ray, or leave it out")
     plan = SweepPlan.of(recipe, axes, **settings)
     folder = out or Path("runs") / f"{Path(recipe).stem}-sweep"
+    for text in plan.notes():
+        say(f"note: {text}")
     if plan.smoke:
         write(SMOKE)
     swept = Sweep(plan, folder, say)
@@ -190,6 +196,7 @@ def check(arguments: tuple[str, ...], no_import: bool, target: str | None) -> No
 
     With --target also whether the network will fit that chip: everything that stands in the way, by layer, before it is trained.
     """
+    from spikeprop.experiment.optimizers import fixed_rates
     from spikeprop.recipe import load_recipe
     from spikeprop.runtime.imports import record_foreign_names
 
@@ -198,6 +205,7 @@ def check(arguments: tuple[str, ...], no_import: bool, target: str | None) -> No
         raise click.UsageError("give at least one recipe")
     unfit: list[str] = []
     for recipe in recipes:
+        RecipeName().check_there(recipe)
         if no_import:
             with record_foreign_names() as noted:
                 name = load_recipe(recipe, overrides).name
@@ -209,6 +217,8 @@ def check(arguments: tuple[str, ...], no_import: bool, target: str | None) -> No
         loaded = load_recipe(recipe, overrides)
         _check(loaded.experiment)
         _warn_without_lava(recipe, loaded.experiment)
+        for text in fixed_rates(loaded.experiment).values():
+            say(f"note: {loaded.name}: {text}")
         kind, skipped = type(loaded.experiment).__name__, _check_files(loaded.experiment)
         write(f"{loaded.name}: ok ({kind}){f'; {skipped} images that cannot be read are left out' if skipped else ''}")
         result(checked=[{"recipe": loaded.name, "experiment": kind, "unreadable": skipped}])

@@ -22,7 +22,8 @@ from spikeprop.data import ImageData, LabelledData
 from spikeprop.errors import HardwareError, RecipeError
 from spikeprop.evaluate.early_exit import EarlyExit
 from spikeprop.experiment.completion import why_chosen
-from spikeprop.learn import Callback, LearningRule, Schedule, with_rates
+from spikeprop.experiment.optimizers import check_optimizer, optimizer_of
+from spikeprop.learn import Callback, LearningRule, Schedule
 from spikeprop.recipe import Component, Problems
 from spikeprop.runtime.checks import positive
 from spikeprop.runtime.devices import DEVICE
@@ -371,17 +372,6 @@ def _check_training(settings: TrainingSettings | FineTuningSettings) -> None:
         raise ValueError(f"clip is {settings.clip}; it is the largest gradient norm, so it is positive, or null for no limit")
 
 
-def check_optimizer(optimizer: Component[Optimizer]) -> None:
-    """Raises ValueError if a recipe gives the optimiser an lr or weight decay, which have keys of their own.
-
-    The recipe of a run folder has all defaults, so what is equal to the optimiser's own default is accepted; it is not used.
-    """
-    own, given = optimizer.parameters(), optimizer.arguments
-    taken = [key for key in ("lr", "weight_decay") if key in given and (key not in own or given[key] != own[key].default)]
-    if taken:
-        raise ValueError(f"optimizer has {' and '.join(taken)}; write it beside the optimizer, as a key of the stage")
-
-
 def _build_all(settings: TrainingSettings | FineTuningSettings, build_rule: Callable[[], LearningRule]) -> None:
     problems = Problems()
     for build in (build_rule, settings.schedule.build, lambda: trial_optimizer(settings), *(c.build for c in settings.callbacks)):
@@ -393,11 +383,3 @@ def _build_all(settings: TrainingSettings | FineTuningSettings, build_rule: Call
 def trial_optimizer(settings: TrainingSettings | FineTuningSettings) -> Optimizer:
     """A stage's optimiser over one parameter, to check its settings."""
     return settings.build_optimizer([nn.Parameter(torch.zeros(1, 1))])
-
-
-def optimizer_of(
-    optimizer: Component[Optimizer], parameters: Iterable[nn.Parameter] | list[dict[str, Any]], *, lr: float, weight_decay: float
-) -> Optimizer:
-    """An optimiser over parameters, or over groups, whose factors on the rates are multiplied by these."""
-    rates = {"lr": lr, "weight_decay": weight_decay}
-    return optimizer.build(with_rates(list(parameters), **rates), **rates)

@@ -52,7 +52,8 @@ class MuonSGD(Optimizer):
     Args:
         params: parameters, or groups of them; a group's ``lr`` is a rate of SGD, and Muon's is ``matrix_lr`` times that of the
             group over ``lr``.
-        lr: rate of SGD. It does not move what follows Muon.
+        lr: rate of SGD. It does not move what follows Muon: with a recipe's ``lr``, which is this one, set ``matrix_lr`` too. A
+            second rate of an experiment (``rates`` of arms, ``pretrain_lr``) moves both in its ratio to ``lr``.
         matrix_lr: rate of Muon: about the length by which a step moves a row, if there are no more rows than columns.
         momentum: of both, in [0, 1).
         weight_decay: SGD adds it to the gradient; Muon shrinks a matrix by matrix_lr * weight_decay. Not used with constant_norm.

@@ -21,7 +21,7 @@ from spikeprop.data import LabelledData
 from spikeprop.errors import RecipeError, TrainingCollapsed
 from spikeprop.evaluate import Report
 from spikeprop.experiment.context import Context
-from spikeprop.experiment.settings import check_optimizer, optimizer_of
+from spikeprop.experiment.optimizers import check_optimizer, optimizer_of
 from spikeprop.learn import Callback, LearningRule, ProgressBar, Schedule, drop_progress, fit
 from spikeprop.plugins.pictures import draw_curves
 from spikeprop.plugins.reports import check_arms, progress_file, report_arms
@@ -68,9 +68,9 @@ class NetworkTraining:
         data = self.data.replace(train_limit=SMOKE_EXAMPLES, test_limit=SMOKE_EXAMPLES)
         return dataclasses.replace(self, data=data, epochs=1, batch_size=16)
 
-    def build_optimizer(self, parameters: Any, lr: float | None = None) -> Optimizer:
-        """The optimiser with the training's weight decay, and its rate where no other is given."""
-        return optimizer_of(self.optimizer, parameters, lr=self.lr if lr is None else lr, weight_decay=self.weight_decay)
+    def build_optimizer(self, parameters: Any, rate: float | None = None) -> Optimizer:
+        """The optimiser with the training's weight decay and rate; a rate in place of that moves all of the optimiser's."""
+        return optimizer_of(self.optimizer, parameters, lr=self.lr, rate=rate, weight_decay=self.weight_decay)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,7 +81,8 @@ class RuleComparison(NetworkTraining):
         seeds: seeds of weights and order of examples; arms with the same seed are paired.
         arms: learning rule of each arm, by name.
         baseline: the arm that the other arms are compared with.
-        rates: learning rate of an arm, by name, where it is not ``lr``.
+        rates: learning rate of an arm, by name, where it is not ``lr``. Rates that the optimiser has beside it, such as
+            MuonSGD's ``matrix_lr``, are those at ``lr``; an arm has them in the ratio of its rate to ``lr``.
     """
 
     seeds: list[int]

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from spikeprop.errors import RecipeError
-from spikeprop.recipe import load_recipe
+from spikeprop.experiment.optimizers import fixed_rates
+from spikeprop.recipe import Recipe, load_recipe
 
 NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
 RANGE = re.compile(rf"(log:)?({NUMBER})\.\.({NUMBER})")
@@ -81,7 +82,7 @@ class SweepPlan:
         ranged = next((axis for axis in plan.axes if not axis.values), None)
         if plan.sampler == "grid" and ranged is not None:
             raise RecipeError(f"{ranged.key} is a range, and a grid needs values; list them, or use --sampler tpe")
-        plan.check()
+        plan.first()
         return plan
 
     @property
@@ -94,14 +95,26 @@ class SweepPlan:
         for values in itertools.product(*(axis.values for axis in self.axes)):
             yield {axis.key: value for axis, value in zip(self.axes, values)}
 
-    def check(self) -> None:
-        """Raise RecipeError if the recipe refuses every value: then the key is wrong; one invalid value is a failed trial."""
+    def notes(self) -> list[str]:
+        """What an axis of a learning rate leaves as it is, where the optimiser has other rates that are no axes."""
+        keys, found = [axis.key for axis in self.axes], fixed_rates(self.first().experiment)
+        others = [key for key in keys if key.endswith("_lr")]
+        return [
+            text for path, text in found.items()
+            if path in keys and not any(key.startswith(f"{path.removesuffix('lr')}optimizer.") for key in others)
+        ]  # fmt: skip
+
+    def first(self) -> Recipe:
+        """The recipe with the first values that it accepts.
+
+        Raises:
+            RecipeError: it refuses every value: then the key is wrong; one invalid value is a failed trial.
+        """
         ends = tuple(SweepAxis(a.key, a.values or (repr(a.low),)) for a in self.axes)
         first: RecipeError | None = None
         for values in itertools.product(*(axis.values for axis in ends)):
             try:
-                load_recipe(self.recipe, [f"{axis.key}={value}" for axis, value in zip(ends, values)])
-                return
+                return load_recipe(self.recipe, [f"{axis.key}={value}" for axis, value in zip(ends, values)])
             except RecipeError as error:
                 first = first or error
         assert first is not None

@@ -21,7 +21,7 @@ from spikeprop.data import ImageData, InMemorySplit
 from spikeprop.errors import RecipeError
 from spikeprop.evaluate import Report, ann_accuracy
 from spikeprop.experiment.context import Context
-from spikeprop.experiment.settings import check_optimizer, optimizer_of
+from spikeprop.experiment.optimizers import check_optimizer, optimizer_of
 from spikeprop.learn import (
     Backprop,
     Callback,
@@ -58,7 +58,8 @@ class Transfer:
         arms: callbacks of each arm, by name.
         baseline: the arm that the other arms are compared with.
         rule, optimizer, schedule, epochs, batch_size, lr, weight_decay: settings of the fine-tuning.
-        pretrain_epochs, pretrain_lr: settings of the pretraining, by backpropagation with the same optimiser and schedule.
+        pretrain_epochs, pretrain_lr: settings of the pretraining, by backpropagation with the same optimiser and schedule. Rates
+            that the optimiser has beside ``lr``, such as MuonSGD's ``matrix_lr``, change there in the ratio pretrain_lr / lr.
         pretrained: run folder of the same pretraining, whose networks are used instead, as for other ``shots``.
         device: "auto", "cpu" or "cuda".
     """
@@ -187,8 +188,8 @@ class Transfer:
         accuracy = self._accuracy(model, data, self.target_classes)
         return {"accuracy": accuracy, "training_loss": history[-1]["loss"], "moved": moved}
 
-    def _optimizer(self, parameters: Any, lr: float) -> Optimizer:
-        return optimizer_of(self.optimizer, parameters, lr=lr, weight_decay=self.weight_decay)
+    def _optimizer(self, parameters: Any, rate: float) -> Optimizer:
+        return optimizer_of(self.optimizer, parameters, lr=self.lr, rate=rate, weight_decay=self.weight_decay)
 
     def _accuracy(self, model: nn.Module, data: ImageData, classes: Sequence[int]) -> float:
         device = next(model.parameters()).device
