@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from spikeprop.cli.group import main
 from spikeprop.cli.looking import report
@@ -16,6 +17,7 @@ from spikeprop.errors import RecipeError
 from spikeprop.runtime.imports import find_file
 from spikeprop.runtime.places import data_folder, nearest_path
 
+BROUGHT = ("weights", "data", "mean", "std")  # options that a trained network of a run folder has answered
 WEIGHT_FILES = (".pt", ".pth", ".ckpt", ".bin", ".safetensors")
 
 
@@ -39,7 +41,7 @@ WEIGHT_FILES = (".pt", ".pth", ".ckpt", ".bin", ".safetensors")
 @click.option("--samples", type=click.IntRange(min=0), default=4, show_default=True, help="Test images to simulate.")
 @click.option("--backend", type=click.Choice(["lava", "reference"]),
               help="Where they are simulated; default Lava if it is installed, else the simulator that equals it.")  # fmt: skip
-@click.option("--out", type=click.Path(path_type=Path), help="Run folder; default runs/NETWORK.")
+@click.option("--out", type=click.Path(path_type=Path), help="Run folder; default runs/NETWORK, or FOLDER-converted.")
 @click.option("--threads", type=click.IntRange(min=1), help="CPU threads; default torch's choice.")
 @click.pass_context
 def convert(
@@ -51,8 +53,13 @@ def convert(
     SOURCE is a class in a file or module (mynet.py:MyNet, package.module:Net), torchvision:resnet18, timm:resnet18 or model.onnx.
     KEY=VALUE sets an argument of the class, or anything else of the recipe: ann.width=64, data.size=32, convert.images=256.
 
+    SOURCE may also be zoo:NAME or a run folder: its trained ANN is converted anew, with its own data, weights and normalisation.
+
     The folder is a run folder: eval, simulate, budget, diagnose, finetune and report read it. The same command again continues.
     """
+    if source.startswith("zoo:") or (Path(source) / "run.json").is_file():
+        _convert_trained(context, source, overrides, numbers(timesteps), out, threads, settings)
+        return
     _check_names(source, settings["weights"], settings["data"], settings["root"])
     import torch
 
@@ -70,6 +77,51 @@ def convert(
         return recipe
 
     _run_and_show(context, load, path)
+
+
+def _convert_trained(
+    context: click.Context, source: str, overrides: tuple[str, ...], timesteps: list[int], out: Path | None, threads: int | None,
+    settings: dict[str, Any],
+) -> None:  # fmt: skip
+    """Convert the trained ANN of a run folder, or of the zoo."""
+    given = [name for name in BROUGHT if context.get_parameter_source(name) is ParameterSource.COMMANDLINE]
+    if given:
+        raise click.UsageError(
+            f"{source} has its own weights, data and normalisation: leave --{given[0]} out; give --root or data.KEY=VALUE"
+        )
+    import torch
+    from spikeprop_hardware import lava_is_ready
+
+    from spikeprop.experiment.finetuning import conversion_recipe
+    from spikeprop.experiment.zoo import located
+    from spikeprop.recipe import Recipe
+    from spikeprop.runtime.imports import only_trusted
+    from spikeprop.runtime.own_folders import own_folder
+
+    if threads is not None:
+        torch.set_num_threads(threads)
+    folder = located(source)
+    path = out or _beside(folder, "converted")
+    backend = settings["backend"] or ("lava" if lava_is_ready() else "reference")
+    options = {key: settings[key] for key in ("samples", "binary", "root")}
+
+    def load() -> Recipe:
+        recipe, rows = conversion_recipe(folder, overrides, timesteps=timesteps, backend=backend, **options)
+        table(f"{source} -> {path}", rows)
+        return recipe
+
+    with only_trusted(own_folder(folder).packages()):
+        _run_and_show(context, load, path, trained=folder, same_training=False)
+
+
+def _beside(folder: Path, ending: str) -> Path:
+    """The run folder of what is made from a run folder, beside it; from a network of the zoo in ``runs``."""
+    from spikeprop.experiment.zoo import CARD
+
+    if (folder / CARD).is_file():
+        return Path("runs") / f"zoo-{folder.name}-{ending}"
+    named = folder if folder.name not in ("", "..") else folder.resolve()
+    return named.with_name(f"{named.name}-{ending}")
 
 
 def _check_names(source: str, weights: str | None, data: str, root: str | None) -> None:
@@ -109,24 +161,26 @@ def finetune(
 ) -> None:  # fmt: skip
     """Fine-tune the converted network of FOLDER by spike-timing-dependent backpropagation, and report on it.
 
-    The result is a run folder of its own; FOLDER stays as it is. Graded and signed neurons pass no gradient, so a network that
-    has them is converted again with IF neurons. KEY=VALUE sets anything of the recipe: finetune.batch_size=16.
+    FOLDER is a run folder, or zoo:NAME of an ANN. The result is a run folder of its own; FOLDER stays as it is. Graded and signed
+    neurons pass no gradient, so a network that has them is converted again with IF neurons. KEY=VALUE sets anything of the
+    recipe: finetune.batch_size=16.
     """
     import torch
 
     from spikeprop.experiment.finetuning import finetuning_recipe
+    from spikeprop.experiment.zoo import located
     from spikeprop.recipe import Recipe
     from spikeprop.runtime.imports import only_trusted
     from spikeprop.runtime.own_folders import own_folder
 
     if threads is not None:
         torch.set_num_threads(threads)
-    named = folder if folder.name not in ("", "..") else folder.resolve()
-    path = out or named.with_name(f"{named.name}-finetuned")
+    source, folder = folder, located(str(folder))
+    path = out or _beside(folder, "finetuned")
 
     def load() -> Recipe:
         recipe, rows = finetuning_recipe(folder, overrides, **settings)
-        table(f"{folder} -> {path}", rows)
+        table(f"{source} -> {path}", rows)
         return recipe
 
     with only_trusted((*trusted, *own_folder(folder).packages())):

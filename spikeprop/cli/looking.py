@@ -25,15 +25,16 @@ FEW = 4  # names of calls in a row
 def report(runs: tuple[Path, ...], out: Path, samples: int, trusted: tuple[str, ...]) -> None:
     """Show run folders on one self-contained HTML page: curves, layers, spikes, confusions, images, provenance.
 
-    What a report does not hold is made from the run's checkpoint and data, and kept in its folder (page.json). The page names
-    what is missing.
+    RUN is a run folder or zoo:NAME. What a report does not hold is made from the run's checkpoint and data, and kept in its
+    folder (page.json). The page names what is missing.
     """
     from spikeprop.experiment.run_record import RunRecord
+    from spikeprop.experiment.zoo import located
     from spikeprop.report import document
     from spikeprop.report.evidence import evidence
     from spikeprop.runtime.files import write_text
 
-    found = [RunRecord.read(path) for path in runs]
+    found = [RunRecord.read(located(str(path))) for path in runs]
     write_text(out, document(found, [evidence(run, samples, trusted) for run in found]))
     write(f"wrote {out} ({out.stat().st_size:,} bytes)")
     result(page=out, bytes=out.stat().st_size)
@@ -84,8 +85,8 @@ def explain(
 ) -> None:
     """Write a page on one training step of MODEL: forward, backward, every edge in numbers, each derivative with its card.
 
-    MODEL is a recipe, a run folder, a checkpoint, or module:callable (the callable returns a network, or network, inputs, targets
-    and optionally a loss). The page is one HTML file and works without internet.
+    MODEL is a recipe, a run folder, a checkpoint, zoo:NAME, or module:callable (the callable returns a network, or network,
+    inputs, targets and optionally a loss). The page is one HTML file and works without internet.
     """
     import importlib
 

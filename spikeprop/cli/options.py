@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from spikeprop.errors import CheckpointError, RunError
+from spikeprop.errors import CheckpointError, RecipeError, RunError
 from spikeprop.runtime.places import no_checkpoint, no_run_folder
 
 NETWORK_NAMES = click.Choice(["ann", "converted", "finetuned", "trained"])
@@ -35,14 +35,14 @@ class CheckpointPath(click.Path):
 
 
 class RunFolderPath(click.Path):
-    """The same of run folders."""
+    """A run folder or zoo:NAME, likewise."""
 
     def __init__(self) -> None:
         super().__init__(path_type=Path)
 
     def check_there(self, path: Path) -> None:
         """Raises RunError if it is not there, with the nearest name."""
-        if not path.exists():
+        if not str(path).startswith("zoo:") and not path.exists():
             raise RunError(no_run_folder(path))
 
 
@@ -55,6 +55,11 @@ class RecipeName(click.ParamType):
         """Raises RecipeError if it is neither, with the nearest name."""
         from spikeprop.recipe.text import find_recipe
 
+        if source.startswith("zoo:"):
+            raise RecipeError(
+                f"{source} is a trained network and no recipe: `spikeprop convert {source}` converts an ANN, `spikeprop eval "
+                f"{source}` evaluates it; its folder holds the recipe that made it, which trains it again"
+            )
         find_recipe(source)
 
 

@@ -13,6 +13,7 @@ from spikeprop.convert import uncalibrated
 from spikeprop.errors import CheckpointError, EvaluationError
 from spikeprop.evaluate import ConversionDiagnosis, diagnose
 from spikeprop.experiment.network_checkpoint import data_component, find_checkpoints, load_network, load_spiking
+from spikeprop.experiment.zoo import CARD, located, shown
 from spikeprop.runtime.given import read_batches
 from spikeprop.snn import SpikingNetwork
 
@@ -71,6 +72,12 @@ def explain_run(folder: Path, timesteps: Sequence[int], samples: int, trusted: C
     Raises:
         CheckpointError: no such folder, or one without the two networks.
     """
+    folder = located(folder)
+    if (folder / CARD).is_file():
+        raise CheckpointError(
+            f"{shown(folder)} holds one network, and a diagnosis needs the ANN as well as the converted network: "
+            f"`spikeprop convert {shown(folder)}` makes a folder with both, if it is an ANN"
+        )
     if not folder.is_dir():
         raise CheckpointError(f"{folder} is no run folder; a diagnosis needs the ANN as well as the converted network")
     ann_file, converted_file = find_checkpoints(folder, ["ann", "converted"])

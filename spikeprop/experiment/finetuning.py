@@ -1,15 +1,20 @@
-"""From the folder of a converted network to the recipe that fine-tunes it; its trained ANN is taken over, not trained again."""
+"""From a folder with a trained ANN (a run's, or a network of the zoo) to the recipe that converts it otherwise, or fine-tunes it.
+
+The trained ANN is taken over, not trained again.
+"""
 
 from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from spikeprop.errors import RunError
 from spikeprop.experiment.run_record import RunRecord
+from spikeprop.experiment.trained_ann import read_trained
+from spikeprop.experiment.zoo import shown
 from spikeprop.recipe import Recipe, check, check_component
 from spikeprop.recipe.text import override
 from spikeprop.snn import Neuron
@@ -38,29 +43,83 @@ def finetuning_recipe(
         timesteps, epochs, lr: of the fine-tuning; None for the folder's own, or the defaults.
 
     Raises:
-        RunError: no such folder, one of another experiment, or an override of the ANN or its training.
+        RunError: no such folder, one without a trained ANN, or an override of the ANN or its training.
     """
-    run = RunRecord.read(folder)
-    if not {"ann", "convert"} <= run.stages.keys() or not (folder / "ann.safetensors").is_file():
-        raise RunError(f"{folder} has no converted network; give the folder of a finished `spikeprop convert` or `run`")
+    run = read_trained(folder)
     tree: dict[str, Any] = copy.deepcopy(run.settings)
     recorded = tree["finetune"]
     steps = timesteps or (recorded["timesteps"] if recorded["epochs"] else min(tree["evaluate"]["timesteps"]))
     given = {key: value for key, value in (("epochs", epochs), ("lr", lr)) if value is not None}
     tree["finetune"] = {**(recorded if recorded["epochs"] else DEFAULTS), "timesteps": steps, **given}
     tree["evaluate"]["timesteps"] = sorted({*tree["evaluate"]["timesteps"], steps})
-    rows = (
-        [("from", f"{folder}, ANN {run.stages['evaluate']['result']['ann']['accuracy']:.2f} %")]
-        if "evaluate" in run.stages
-        else []
-    )
-    rows += _with_gradient(tree, steps)
-    for text in overrides:
-        if re.match(r"(ann|train)\b", text):
-            raise RunError(f"{text}: the trained ANN of {folder} is taken over as it is; for another one run the recipe again")
-        override(tree, text)
+    rows = _origin(run) + _with_gradient(tree, steps)
+    _override(tree, overrides, folder)
     recipe = Recipe(f"{run.recipe}-finetuned", check(tree))
     return recipe, rows + _chosen(recipe.experiment.finetune)
+
+
+def conversion_recipe(
+    folder: Path,
+    overrides: Iterable[str] = (),
+    *,
+    timesteps: Sequence[int],
+    samples: int,
+    backend: str,
+    binary: bool = False,
+    root: str | None = None,
+) -> tuple[Recipe, list[tuple[str, str]]]:
+    """The checked recipe that converts the folder's ANN for other numbers of steps, and what was chosen, as rows.
+
+    Args:
+        folder: with a trained ANN.
+        overrides: "path.to.key=value" on the recipe.
+        timesteps: numbers of steps; neuron and calibrator are chosen for the largest.
+        samples: test images to simulate.
+        backend: "lava" or "reference".
+        binary: keep to spikes of one bit, with a sign.
+        root: folder of the data; None for the folder's own.
+
+    Raises:
+        RunError: no such folder, one without a trained ANN, or an override of the ANN or its training.
+    """
+    run = read_trained(folder)
+    tree: dict[str, Any] = copy.deepcopy(run.settings)
+    del tree["finetune"]
+    kept = {key: tree["convert"][key] for key in ("encoder", "images")}
+    tree["convert"] = {**kept, "timesteps": max(timesteps), "binary": binary}
+    tree["evaluate"] |= {"timesteps": sorted(set(timesteps)), "finetuned_up_to": None}
+    tree["simulate"] |= {"samples": samples, "backend": backend}
+    if root is not None:
+        tree["data"]["root"] = root
+    _override(tree, overrides, folder)
+    recipe = Recipe(f"{run.recipe}-converted", check(tree))
+    return recipe, _origin(run) + conversion_rows(recipe.experiment)
+
+
+def conversion_rows(experiment: Any) -> list[tuple[str, str]]:
+    """Rows on neuron, calibrator, steps and simulator."""
+    convert, simulate = experiment.convert, experiment.simulate
+    steps = convert.describe_choice()["calibrated_for"] or convert.timesteps
+    others = [t for t in experiment.evaluate.timesteps if t != steps]
+    rows = [("time steps", f"{', '.join(map(str, experiment.evaluate.timesteps))}; calibrated for T = {steps}"
+             + (f" (for the best network at T = {others[0]}, give --timesteps {others[0]})" if others else ""))]  # fmt: skip
+    rows.append(("converted by", f"{convert.neuron.use}, {convert.calibrator.use}"))
+    where = {"lava": "Lava", "reference": "the reference simulator, which equals Lava's processes"}[simulate.backend]
+    return [*rows, ("simulated on", f"{where}, {simulate.samples} test images" if simulate.samples else "nothing")]
+
+
+def _origin(run: RunRecord) -> list[tuple[str, str]]:
+    found = (run.report or run.stages.get("evaluate", {}).get("result", {})).get("ann", {})
+    return [("from", f"{shown(run.path)}, ANN {found['accuracy']:.2f} %")] if "accuracy" in found else []
+
+
+def _override(tree: dict[str, Any], overrides: Iterable[str], folder: Path) -> None:
+    for text in overrides:
+        if re.match(r"(ann|train)\b", text):
+            raise RunError(
+                f"{text}: the trained ANN of {shown(folder)} is taken over as it is; for another one run the recipe again"
+            )
+        override(tree, text)
 
 
 def _with_gradient(tree: dict[str, Any], steps: int) -> list[tuple[str, str]]:

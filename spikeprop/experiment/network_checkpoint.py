@@ -22,7 +22,7 @@ from spikeprop.ann.weights import find_weights
 from spikeprop.convert import to_spiking
 from spikeprop.data import ImageData, LabelledData
 from spikeprop.errors import CheckpointError, RecipeError, SimulationError, SpikepropError, told
-from spikeprop.experiment.zoo import located
+from spikeprop.experiment.zoo import located, shown
 from spikeprop.learn import Checkpoint, load_checkpoint, load_model
 from spikeprop.learn.checkpoint import save_checkpoint
 from spikeprop.recipe import Component, check_component
@@ -302,8 +302,9 @@ def load_spiking(path: str | Path, trusted: Collection[str] = ()) -> LoadedSpiki
     """
     loaded = load_network(path, trusted)
     if not isinstance(loaded.network, SpikingNetwork):
+        source = shown(Path(path).parent)
         raise CheckpointError(
-            f"{path} is an ANN; give the converted or finetuned checkpoint of its run (spikeprop run RECIPE --ann makes one)"
+            f"{path} is an ANN; give the converted or finetuned checkpoint of its run: `spikeprop convert {source}` makes one"
         )
     return LoadedSpikingNetwork(loaded.network, loaded.description, loaded.trusted, loaded.own_data)
 

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from spikeprop.data import ImageData, LabelledData
 from spikeprop.errors import RecipeError
 from spikeprop.experiment.class_order import order_text
+from spikeprop.experiment.finetuning import conversion_rows
 from spikeprop.experiment.preprocessing import (
     NORMALISATION,
     check_shape,
@@ -113,7 +114,7 @@ def own_recipe(own: OwnNetwork, folder: Path) -> tuple[Recipe, list[tuple[str, s
                       "give --weights best.pt", stacklevel=2)  # fmt: skip
     rows = _fitted(tree)
     recipe = Recipe(own.name, check(tree))
-    return recipe, rows + _chosen(recipe.experiment)
+    return recipe, rows + conversion_rows(recipe.experiment)
 
 
 def ann_settings(source: str, weights: str | None) -> dict[str, Any]:
@@ -275,15 +276,3 @@ def _data_text(data: LabelledData, shape: dict[str, Any]) -> str:
     divisor = getattr(data, "divisor", 1.0)
     divided = f", divided by {divisor:g}" if divisor != 1 else ""
     return f"{type(data).__name__}, {data.classes} classes ({shown}), {read}{divided}"
-
-
-def _chosen(experiment: Any) -> list[tuple[str, str]]:
-    """Rows on neuron, calibrator, steps and simulator."""
-    convert, simulate = experiment.convert, experiment.simulate
-    steps = convert.describe_choice()["calibrated_for"] or convert.timesteps
-    others = [t for t in experiment.evaluate.timesteps if t != steps]
-    rows = [("time steps", f"{', '.join(map(str, experiment.evaluate.timesteps))}; calibrated for T = {steps}"
-             + (f" (for the best network at T = {others[0]}, give --timesteps {others[0]})" if others else ""))]  # fmt: skip
-    rows.append(("converted by", f"{convert.neuron.use}, {convert.calibrator.use}"))
-    where = {"lava": "Lava", "reference": "the reference simulator, which equals Lava's processes"}[simulate.backend]
-    return [*rows, ("simulated on", f"{where}, {simulate.samples} test images" if simulate.samples else "nothing")]

@@ -9,12 +9,30 @@ from typing import Any
 
 from spikeprop.errors import RunError
 from spikeprop.experiment.run_record import RunRecord
+from spikeprop.experiment.zoo import CARD, PREFIX, shown
 from spikeprop.recipe import Recipe
 from spikeprop.runtime.files import file_hash, write_json, write_text
+from spikeprop.runtime.zoo_index import entries
 
 DECIDE = ("use", "seed", "precision", "data", "ann", "train")  # what of a recipe decides which ANN its run trains
 FILES = ("ann.safetensors", "ann.json")
 METRICS = "metrics.jsonl"
+
+
+def read_trained(source: Path) -> RunRecord:
+    """The record of a folder that holds a trained ANN.
+
+    Raises:
+        RunError: no run folder, or no trained ANN in it; of a network of the zoo with those entries that have one.
+    """
+    run = RunRecord.read(source)
+    if {"data", "ann"} <= run.stages.keys() and (source / FILES[0]).is_file():
+        return run
+    remedy = "give the folder of a run that has trained it"
+    if (source / CARD).is_file():
+        others = ", ".join(f"{PREFIX}{name}" for name, entry in entries().items() if entry.network == "ann") or "none"
+        remedy = f"an entry holds one network, and this one's is spiking; with an ANN: {others}; `spikeprop ls zoo` shows all"
+    raise RunError(f"{shown(source)} has no trained ANN: {remedy}")
 
 
 def take_over(source: Path, made: Path) -> None:
@@ -52,9 +70,7 @@ def _deciding(value: Any) -> Any:
 
 def check_same_training(source: Path, recipe: Recipe) -> None:
     """Raises RunError unless the run in ``source`` has trained just the ANN that this recipe would train."""
-    run, own = RunRecord.read(source), recipe.describe()
-    if not {"data", "ann"} <= run.stages.keys() or not (source / FILES[0]).is_file():
-        raise RunError(f"{source} has no trained ANN; give the folder of a run that has trained it")
+    run, own = read_trained(source), recipe.describe()
     other = [key for key in DECIDE if _deciding(run.settings.get(key)) != _deciding(own.get(key))]
     if other:
         raise RunError(

@@ -76,6 +76,11 @@ def results_folder(checkpoint: Path) -> Path:
     return Path("runs") / f"zoo-{folder.name}" if (folder / CARD).is_file() else folder
 
 
+def shown(folder: Path) -> str:
+    """A folder as people name it: ``zoo:NAME`` for a network of the zoo."""
+    return f"{PREFIX}{folder.name}" if (folder / CARD).is_file() else str(folder)
+
+
 def _cache() -> Path:
     base = os.environ.get("XDG_CACHE_HOME")
     return (Path(base) if base else Path.home() / ".cache") / "spikeprop" / "zoo"

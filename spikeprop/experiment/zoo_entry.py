@@ -106,7 +106,8 @@ def _card(record: RunRecord, kind: str, name: str, about: str, licence: str) -> 
         lava = f"\n{where}, {simulated['samples']} samples: spikes {equal} to PyTorch's.\n"
     use = f'Load it: `sp.load("{name}")`'
     if kind == "ann":
-        use = f"Convert it by a recipe with the same `data`, `ann` and `train`: `spikeprop run RECIPE --ann zoo:{name}`"
+        use = f"Convert it: `spikeprop convert zoo:{name}`; or by a recipe with the same `data`, `ann` and `train`: "
+        use += f"`spikeprop run RECIPE --ann zoo:{name}`"
     return f"""# {name}
 
 {about}.

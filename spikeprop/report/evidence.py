@@ -23,6 +23,7 @@ from spikeprop.evaluate.journal import recorded
 from spikeprop.experiment.network_checkpoint import LoadedNetwork, data_component, load_network
 from spikeprop.experiment.run_record import RunRecord
 from spikeprop.experiment.stages import PREDICTIONS
+from spikeprop.experiment.zoo import results_folder
 from spikeprop.recipe import Component
 from spikeprop.report.raster import potentials, raster, scores
 from spikeprop.report.thumbnails import strip, thumbnail
@@ -66,7 +67,7 @@ def evidence(run: RunRecord, samples: int = 500, trusted: Collection[str] = ()) 
         why = f"the folder holds no {file.name}, from which it is computed"
         return {"missing": dict.fromkeys(("thresholds", "confusion", "examples", "rasters"), why)}
     asked = {"format": FORMAT, "checkpoint": file_hash(file), "samples": samples, "predictions": _kept(run, kind).is_file()}
-    cache = run.path / "page.json"
+    cache = results_folder(file) / "page.json"
     if cache.exists() and (found := _cached(cache)).get("asked") == asked:
         return found
     found = {"asked": asked, **_made(run, kind, samples, trusted)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -83,3 +84,15 @@ def test_a_sweep_and_a_check_say_which_rates_stay() -> None:
     assert "train.optimizer.matrix_lr = 0.02" in overridden[0]
     changed = ["digits_cnn_stdb", "train.optimizer=spikeprop.learn.MuonSGD", "train.lr=0.2"]
     assert "note: digits_cnn_stdb: train.lr does not move" in CliRunner().invoke(main, ["check", *changed]).output
+
+
+def test_a_run_says_which_rates_stay_and_one_with_a_trained_ann_has_none(tmp_path: Path) -> None:
+    few = ["ann={use: MLP, input_shape: [1, 8, 8], hidden: [4], classes: 10}", "finetune.epochs=0", "simulate.samples=0"]
+    command = ["run", "digits_cnn_stdb", *few, "train.optimizer=spikeprop.learn.MuonSGD", "--smoke"]
+    note = "note: train.lr does not move train.optimizer.matrix_lr = 0.02"
+    first = CliRunner().invoke(main, [*command, "--out", str(tmp_path / "one")])
+    assert first.exit_code == 0, first.output
+    assert note in first.output
+    second = CliRunner().invoke(main, [*command, "--out", str(tmp_path / "two"), "--ann", str(tmp_path / "one")])
+    assert second.exit_code == 0, second.output
+    assert note not in second.output

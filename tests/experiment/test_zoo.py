@@ -177,3 +177,66 @@ def test_verbs_take_a_network_of_the_zoo_and_write_elsewhere(tmp_path: Path, mon
     assert (tmp_path / "runs" / "zoo-digits-snn-direct" / "trained.nir").is_file()
     assert {file.name for file in (ZOO / "digits-snn-direct").iterdir()} == set(entries()["digits-snn-direct"].files)
     assert "no network 'digits-sn-direct'; did you mean" in CliRunner().invoke(main, ["eval", "zoo:digits-sn-direct"]).output
+    result = CliRunner().invoke(main, ["report", "zoo:digits-snn-direct", "--samples", "20"])
+    assert result.exit_code == 0, result.output
+    assert (tmp_path / "runs" / "zoo-digits-snn-direct" / "page.json").is_file()
+    assert {file.name for file in (ZOO / "digits-snn-direct").iterdir()} == set(entries()["digits-snn-direct"].files)
+
+
+@pytest.fixture(scope="module")
+def small_zoo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A zoo of one ANN, "small", and one spiking network, "spikes", of the digits; both of one short run."""
+    place = tmp_path_factory.mktemp("zoo")
+    few = ["data.train_limit=64", "data.test_limit=32", "ann={use: MLP, input_shape: [1, 8, 8], hidden: [16], classes: 10}"]
+    more = ["train.epochs=1", "finetune.epochs=0", "convert.images=16", "evaluate.timesteps=[2]", "simulate.samples=0"]
+    done = CliRunner().invoke(main, ["run", "digits_cnn_stdb", *few, *more, "--out", str(place / "run")])
+    assert done.exit_code == 0, done.output
+    add_entry(place / "run", "small", place / "zoo", network="ann")
+    add_entry(place / "run", "spikes", place / "zoo")
+    return place / "zoo"
+
+
+def test_an_ann_of_the_zoo_is_converted_and_finetuned(small_zoo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(VARIABLE, str(small_zoo))
+    monkeypatch.chdir(tmp_path)
+    result = CliRunner().invoke(main, ["convert", "zoo:small", "--timesteps", "2,3", "--samples", "1", "--backend", "reference"])
+    assert result.exit_code == 0, result.output
+    folder = tmp_path / "runs" / "zoo-small-converted"
+    report = json.loads((folder / "report.json").read_text())
+    assert set(report["converted"]["accuracy"]) == {"2", "3"}
+    assert report["simulate"]["spikes_equal"]
+    assert (folder / "ann.safetensors").read_bytes() == (small_zoo / "small" / "ann.safetensors").read_bytes()
+    assert report["ann"]["accuracy"] == json.loads((small_zoo / "small" / "report.json").read_text())["ann"]["accuracy"]
+    again = CliRunner().invoke(main, ["convert", str(folder), "--timesteps", "1", "--samples", "0", "--out", "again"])
+    assert again.exit_code == 0, again.output
+    assert set(json.loads(Path("again/report.json").read_text())["converted"]["accuracy"]) == {"1"}
+    result = CliRunner().invoke(main, ["finetune", "zoo:small", "--timesteps", "2", "--epochs", "1", "simulate.samples=0"])
+    assert result.exit_code == 0, result.output
+    assert json.loads(Path("runs/zoo-small-finetuned/report.json").read_text())["finetuned_epochs"] == 1
+    assert {file.name for file in (small_zoo / "small").iterdir()} == set(entries()["small"].files)
+
+
+@pytest.mark.parametrize(
+    ("command", "says"),
+    [
+        ("convert zoo:spikes", "zoo:spikes has no trained ANN: an entry holds one network, and this one's is spiking; with"),
+        ("finetune zoo:spikes", "with an ANN: zoo:small"),
+        ("run digits_cnn_stdb --ann zoo:spikes", "with an ANN: zoo:small"),
+        ("convert zoo:smal", "did you mean 'small'"),
+        ("convert zoo:small --weights best.pt", "leave --weights out"),
+        ("convert zoo:small --data CIFAR10", "leave --data out"),
+        ("convert zoo:small train.epochs=3", "the trained ANN of zoo:small is taken over as it is"),
+        ("simulate zoo:small", "`spikeprop convert zoo:small` makes one"),
+        ("diagnose zoo:small", "`spikeprop convert zoo:small` makes a folder with both"),
+        ("run zoo:small", "zoo:small is a trained network and no recipe: `spikeprop convert zoo:small`"),
+        ("check zoo:small", "is a trained network and no recipe"),
+        ("report zoo:smal", "did you mean 'small'"),
+    ],
+)  # fmt: skip
+def test_what_a_network_of_the_zoo_cannot_do_is_said_with_the_remedy(
+    command: str, says: str, small_zoo: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(VARIABLE, str(small_zoo))
+    result = CliRunner().invoke(main, command.split())
+    assert result.exit_code != 0
+    assert says in " ".join(result.output.split())
