@@ -320,7 +320,7 @@ def test_the_order_of_outputs_is_the_best_of_all() -> None:
             labels, scores = torch.randint(classes, (12,), generator=rng), torch.rand(12, outputs, generator=rng)
             taken = torch.tensor(list(itertools.combinations(range(outputs), classes)))  # in lexicographic order
             correct = (taken[:, labels] == scores.argmax(1)).sum(1)
-            best = taken[correct.eq(correct.max()).nonzero()[-1].item()]
+            best = taken[int(correct.eq(correct.max()).nonzero()[-1])]
             found, text = missing_classes(scores, labels, [f"class {n}" for n in range(classes)])
             assert found == pytest.approx(100 * float(correct.max()) / 12)
             assert all(f"{n} (" in text for n in {*range(outputs)} - {*best.tolist()}) or not text
