@@ -149,6 +149,8 @@ def _check_names(source: str, weights: str | None, data: str, root: str | None) 
 @click.argument("folder", type=RunFolderPath())
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
 @click.option("--timesteps", type=click.IntRange(min=1), help="Steps of a simulation; default the fewest that were evaluated.")
+@click.option("--network", type=click.Choice(["converted", "finetuned"]),
+              help="Which network of FOLDER is trained; default its last.")  # fmt: skip
 @click.option("--epochs", type=click.IntRange(min=1), help="Passes over the training images; default the recipe's, else 5.")
 @click.option("--lr", type=click.FloatRange(min=0, min_open=True), help="Learning rate; default the recipe's, else 1e-4.")
 @click.option("--out", type=click.Path(path_type=Path), help="Run folder; default FOLDER-finetuned.")
@@ -160,6 +162,8 @@ def finetune(
     trusted: tuple[str, ...], **settings: Any,
 ) -> None:  # fmt: skip
     """Fine-tune the converted network of FOLDER by spike-timing-dependent backpropagation, and report on it.
+
+    A network that was fine-tuned before is trained further, also with fewer time steps (--timesteps).
 
     FOLDER is a run folder, or zoo:NAME of an ANN. The result is a run folder of its own; FOLDER stays as it is. Graded and signed
     neurons pass no gradient, so a network that has them is converted again with IF neurons. KEY=VALUE sets anything of the

@@ -13,10 +13,11 @@ from typing import Any
 
 from spikeprop.errors import RunError
 from spikeprop.experiment.run_record import RunRecord
-from spikeprop.experiment.trained_ann import read_trained
+from spikeprop.experiment.trained_ann import TUNED, is_finetuned, read_trained
 from spikeprop.experiment.zoo import shown
 from spikeprop.recipe import Recipe, check, check_component
 from spikeprop.recipe.text import override
+from spikeprop.runtime.files import file_hash
 from spikeprop.snn import Neuron
 from spikeprop.snn.signed import GradedIF
 
@@ -33,7 +34,13 @@ DEFAULTS = {  # those of the recipes of small networks
 
 
 def finetuning_recipe(
-    folder: Path, overrides: Iterable[str] = (), *, timesteps: int | None, epochs: int | None, lr: float | None
+    folder: Path,
+    overrides: Iterable[str] = (),
+    *,
+    timesteps: int | None,
+    epochs: int | None,
+    lr: float | None,
+    network: str | None = None,
 ) -> tuple[Recipe, list[tuple[str, str]]]:
     """The checked recipe, and what was chosen, as rows of label and text.
 
@@ -41,20 +48,34 @@ def finetuning_recipe(
         folder: of a run of the hybrid conversion that has converted its ANN.
         overrides: "path.to.key=value" on the recipe.
         timesteps, epochs, lr: of the fine-tuning; None for the folder's own, or the defaults.
+        network: "finetuned" to train the folder's fine-tuned network further, "converted" to start from the conversion; None
+            for its last. The first, with fewer and fewer steps, is IIR-SNN of Chowdhury et al. 2021 (arXiv:2110.05929).
 
     Raises:
-        RunError: no such folder, one without a trained ANN, or an override of the ANN or its training.
+        RunError: no such folder, one without a trained ANN or without such a network, or an override of what is taken over.
     """
     run = read_trained(folder)
+    if network == TUNED and not is_finetuned(run):
+        raise RunError(f"{shown(folder)} has no network whose fine-tuning is finished; leave --network out")
+    further = is_finetuned(run) and network != "converted"
     tree: dict[str, Any] = copy.deepcopy(run.settings)
     recorded = tree["finetune"]
     steps = timesteps or (recorded["timesteps"] if recorded["epochs"] else min(tree["evaluate"]["timesteps"]))
     given = {key: value for key, value in (("epochs", epochs), ("lr", lr)) if value is not None}
-    tree["finetune"] = {**(recorded if recorded["epochs"] else DEFAULTS), "timesteps": steps, **given}
+    start = file_hash(folder / f"{TUNED}.safetensors") if further else None
+    tree["finetune"] = {**(recorded if recorded["epochs"] else DEFAULTS), "timesteps": steps, "start": start, **given}
     tree["evaluate"]["timesteps"] = sorted({*tree["evaluate"]["timesteps"], steps})
-    rows = _origin(run) + _with_gradient(tree, steps)
+    network_row = ("network", f"fine-tuned at T = {recorded['timesteps']}, and trained further")
+    rows = _origin(run) + ([network_row] if further else _with_gradient(tree, steps))
+    for text in overrides:
+        if further and re.match(r"convert\b", text):
+            raise RunError(
+                f"{text}: the fine-tuned network of {shown(folder)} is trained further as it is; to convert anew, give "
+                "--network converted"
+            )
     _override(tree, overrides, folder)
-    recipe = Recipe(f"{run.recipe}-finetuned", check(tree))
+    name = run.recipe if further and run.recipe.endswith("-finetuned") else f"{run.recipe}-finetuned"
+    recipe = Recipe(name, check(tree))
     return recipe, rows + _chosen(recipe.experiment.finetune)
 
 

@@ -138,6 +138,8 @@ class FineTuningSettings:
         optimizer: without lr and weight_decay, which have keys of their own.
         schedule: factor on the learning rate during training.
         timesteps: steps of a simulation.
+        start: SHA-256 of the fine-tuned network that is trained further, start.safetensors of the run folder, where
+            ``spikeprop finetune`` puts it; null for the network that the run converts.
         dropout: probability of every dropout while fine-tuning; null keeps the ANN's.
         epochs: passes over the training images; 0 leaves fine-tuning out.
         batch_size: images a step.
@@ -151,6 +153,7 @@ class FineTuningSettings:
     optimizer: Component[Optimizer]
     schedule: Component[Schedule]
     timesteps: int
+    start: str | None = None
     dropout: float | None = None
     epochs: int = 20
     batch_size: int = 64

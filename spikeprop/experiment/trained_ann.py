@@ -16,6 +16,7 @@ from spikeprop.runtime.zoo_index import entries
 
 DECIDE = ("use", "seed", "precision", "data", "ann", "train")  # what of a recipe decides which ANN its run trains
 FILES = ("ann.safetensors", "ann.json")
+TUNED, START = "finetuned", "start"  # checkpoint of a fine-tuned network, and its name in a run that trains it further
 METRICS = "metrics.jsonl"
 
 
@@ -35,8 +36,29 @@ def read_trained(source: Path) -> RunRecord:
     raise RunError(f"{shown(source)} has no trained ANN: {remedy}")
 
 
-def take_over(source: Path, made: Path) -> None:
+def is_finetuned(run: RunRecord) -> bool:
+    """Whether the folder holds a network whose fine-tuning is finished."""
+    return "finetune" in run.stages and (run.path / f"{TUNED}.safetensors").is_file()
+
+
+def check_start(made: Path, recipe: Recipe, source: Path | None) -> None:
+    """Raises RunError if the fine-tuned network that the recipe trains further is neither in its folder nor in ``source``."""
+    start = recipe.describe().get("finetune", {}).get("start")
+    at_hand = [made / f"{START}.safetensors", *([source / f"{TUNED}.safetensors"] if source else [])]
+    if start is not None and not any(file.is_file() and file_hash(file) == start for file in at_hand):
+        raise RunError(
+            f"the recipe trains a fine-tuned network further (finetune.start {start[:12]}...), which is not in {made}: run "
+            "`spikeprop finetune` with the folder of the run that fine-tuned it, or set finetune.start=null"
+        )
+
+
+def take_over(source: Path, made: Path, *, tuned: bool = False) -> None:
     """Copy the ANN, its training curve and the results of its stages to a new run folder; a run that goes on has them already.
+
+    Args:
+        source: run folder.
+        made: the new one.
+        tuned: copy the fine-tuned network too, to train it further.
 
     Raises:
         RunError: the folder holds a run with another ANN.
@@ -46,9 +68,12 @@ def take_over(source: Path, made: Path) -> None:
             raise RunError(f"{made} holds a run with an ANN of its own, not that of {source}: give another --out")
         return
     made.mkdir(parents=True, exist_ok=True)
-    for name in FILES:
+    copies = dict(zip(FILES, FILES, strict=True))
+    if tuned:
+        copies |= {f"{TUNED}.{ending}": f"{START}.{ending}" for ending in ("safetensors", "json")}
+    for name, own in copies.items():
         if (source / name).is_file():
-            shutil.copyfile(source / name, made / name)
+            shutil.copyfile(source / name, made / own)
     write_history(RunRecord.read(source), made)
 
 

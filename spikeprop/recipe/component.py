@@ -43,8 +43,11 @@ class Component(Generic[T]):
         return dataclasses.replace(self, arguments={**self.arguments, **arguments})
 
     def with_timesteps(self, timesteps: int, *, override: bool = False) -> Component[T]:
-        """The same with ``timesteps``, where it takes them; those that the recipe gives stay, unless ``override``."""
-        if "timesteps" not in self.parameters() or ("timesteps" in self.arguments and not override):
+        """The same with ``timesteps``, where it takes them; those that the recipe gives stay, unless ``override``.
+
+        The recipe of a run folder writes out what was not given, as null.
+        """
+        if "timesteps" not in self.parameters() or (self.arguments.get("timesteps") is not None and not override):
             return self
         return self.replace(timesteps=timesteps)
 

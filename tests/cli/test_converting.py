@@ -16,6 +16,7 @@ import pytest
 import torch
 from click.testing import CliRunner, Result
 from PIL import Image
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from spikeprop import Backprop, Digits, fit
@@ -140,6 +141,35 @@ def test_finetune_trains_the_converted_network_in_a_folder_of_its_own(converted:
     assert other.exit_code == 1
     assert "the trained ANN of" in other.output
     assert not (tmp_path / "other").exists()
+
+
+def test_a_finetuned_network_is_trained_further(converted: tuple[Path, str], tmp_path: Path) -> None:
+    folder, _ = converted
+    limits = ("data.train_limit=64", "data.test_limit=50", "simulate.samples=0", "convert.images=64")
+    first, second, third = tmp_path / "first", tmp_path / "second", tmp_path / "third"
+    nothing = spikeprop("finetune", folder, *limits, "--network", "finetuned")
+    assert "has no network whose fine-tuning is finished" in " ".join(nothing.output.split())
+    begun = ("--epochs", 1, "--timesteps", 4, "--lr", 1e-3, "--out", first)
+    began = spikeprop("finetune", folder, *limits, *begun)
+    assert began.exit_code == 0, began.output
+    standing = ("data.test_limit=50", "simulate.samples=0", "--timesteps", 2, "--lr", 1e-12)  # a rate at which nothing moves
+    further = spikeprop("finetune", first, *standing, "--out", second)
+    assert further.exit_code == 0, further.output
+    assert "fine-tuned at T = 4, and trained further" in " ".join(further.output.split())
+    assert spikeprop("finetune", first, *standing, "--network", "converted", "--out", third).exit_code == 0
+    tuned = {run: load_file(run / "finetuned.safetensors") for run in (first, second, third)}
+    before = load_file(third / "converted.safetensors")
+    for name, weight in tuned[first].items():
+        assert torch.allclose(tuned[second][name], weight, atol=1e-9)
+        assert torch.allclose(tuned[third][name], before[name], atol=1e-9)
+    assert any(not torch.allclose(tuned[first][name], before[name], atol=1e-5) for name in before)
+    anew = spikeprop("finetune", first, "convert.images=32", "--out", tmp_path / "anew")
+    assert anew.exit_code == 1
+    assert "--network converted" in " ".join(anew.output.split())
+    alone = spikeprop("run", second / "recipe.yaml", "--out", tmp_path / "alone")  # refused before its ANN is trained
+    assert alone.exit_code == 1
+    assert "set finetune.start=null" in " ".join(alone.output.split())
+    assert not (tmp_path / "alone").exists()
 
 
 def test_a_run_calls_the_function_that_its_recipe_names_and_a_stranger_does_not(

@@ -39,6 +39,14 @@ def test_the_recipe_of_a_run_folder_has_the_same_learning_rate() -> None:
     assert (group["lr"], group["weight_decay"]) == (0.5, 0.25)
 
 
+@pytest.mark.parametrize(("name", "stage"), [("digits_cnn_stdb", "finetune"), ("digits_snn_direct", "train")])
+def test_the_recipe_of_a_run_folder_trains_as_many_steps(name: str, stage: str) -> None:
+    recipe = load_recipe(name)
+    again = check(yaml.safe_load(dump(recipe.describe())))  # writes out the rule's timesteps, which are not given, as null
+    first, second = (getattr(experiment, stage).build_rule().timesteps for experiment in (recipe.experiment, again))
+    assert first == second == getattr(recipe.experiment, stage).timesteps is not None
+
+
 def test_the_papers_table_is_there() -> None:
     rows = {f"cifar10_{n}" for n in ("vgg5", "vgg9", "vgg16", "resnet8", "resnet20")}
     rows |= {"cifar100_vgg11", "imagenet_vgg16", "imagenet_resnet34", "digits_mlp", "digits_cnn", "fashion_mnist_cnn"}

@@ -7,20 +7,24 @@ from typing import Any
 
 import torch
 
-from spikeprop.errors import SilentNetworkWarning
+from spikeprop.errors import CheckpointError, SilentNetworkWarning
 from spikeprop.evaluate import silent_layers
 from spikeprop.experiment.stages.stage import PipelineRun
 from spikeprop.experiment.stages.training import train
 from spikeprop.learn import CollapseGuard, LearningRule
+from spikeprop.runtime.files import file_hash
 from spikeprop.snn import SpikingNetwork
 
 SILENCE_IMAGES = 32  # on which it is tested whether every layer fires
 
 
 def finetune_network(run: PipelineRun) -> dict[str, Any]:
-    """Fine-tune the converted network; the checkpoint is ``finetuned.safetensors``. Without epochs there is no such stage."""
+    """Fine-tune the converted network, or one that was fine-tuned before; the checkpoint is ``finetuned.safetensors``.
+
+    Without epochs there is no such stage.
+    """
     settings = run.settings.finetune
-    network = run.load_spiking("converted").to(run.device)
+    network = _start(run).to(run.device)
     _remove_delay(run, network)
     if settings.dropout is not None:
         network.set_dropout(settings.dropout)
@@ -31,6 +35,20 @@ def finetune_network(run: PipelineRun) -> dict[str, Any]:
         history = train(run, "finetune", network, settings, _rule(run), run.settings.seed + 2, guard)
     run.save(network, "finetuned")
     return {"history": history}
+
+
+def _start(run: PipelineRun) -> SpikingNetwork:
+    """The network that is trained."""
+    expected = run.settings.finetune.start
+    if expected is None:
+        return run.load_spiking("converted")
+    file = run.checkpoint("start")
+    if not file.is_file() or file_hash(file) != expected:
+        raise CheckpointError(
+            f"{file} is not the network that finetune.start names ({expected[:12]}...): bring it back, or start again with "
+            "`spikeprop finetune` and the folder of the run that fine-tuned it"
+        )
+    return run.load_spiking("start")
 
 
 def _rule(run: PipelineRun) -> LearningRule:
