@@ -13,7 +13,8 @@ so the loss's gradient at the free equilibrium is (dE/dtheta(beta) - dE/dtheta(-
 gamma = 1 these are the papers' networks, whose free equilibrium is not the feed-forward network that is used afterwards. By
 default o is the forward pass, held: what each layer expects of the next is cancelled, and only deviations come back (as by the
 interneurons of Sacramento et al. 2018, arXiv:1810.11393). Then the forward pass is the free equilibrium for every gamma, l is
-the loss linearised there, and the gradient is backprop's for gamma -> 0 (Xie & Seung 2003).
+the loss linearised there, and the gradient is backprop's for gamma -> 0 (Xie & Seung 2003). At a kink, such as a ReLU that
+computes exactly 0, two symmetric phases give the mean of the slopes of both sides, and backprop takes that of one.
 
 As written, deviations shrink by gamma from state to state on the way back, and are soon below the rounding of the states. For
 beta -> 0 they follow linear equations, so each can be held in a unit of its own: with deviations, feedback to s_n is divided by
@@ -136,6 +137,11 @@ class EquilibriumPropagation(SegmentRule):
         states = self._states[batch.model]
         if batch.error.dtype in (torch.float16, torch.bfloat16):
             raise SegmentError("EquilibriumPropagation subtracts nearly equal states, which 16 bits do not hold: use float32")
+        if not torch.isfinite(batch.error).all():
+            raise TrainingCollapsed(
+                f"the loss's gradient is not finite in {_rows(batch.error)}, so nothing can be fed back: check these inputs for "
+                "NaN and infinity, or lower the learning rate"
+            )
         start, told = forward_states(states, batch.x), {}
         if self.feedback_of == "deviations":
             free = Equilibrium(start, SegmentPass(states.graph, batch.x, at=start), batch.error.new_zeros(()))
@@ -276,6 +282,12 @@ def _slope(activation: nn.Module, drive: Tensor, cotangent: Tensor) -> Tensor:
     leaf = drive.detach().clone().requires_grad_()
     with torch.enable_grad():
         return torch.autograd.grad(activation(leaf.clone()), leaf, cotangent)[0]
+
+
+def _rows(error: Tensor) -> str:
+    """Examples that are not finite: the first one's number, and how many there are."""
+    bad = (~error.reshape(len(error), -1).isfinite().all(1)).nonzero()[:, 0].tolist()
+    return f"{len(bad)} of {len(error)} examples (the first is number {bad[0]})"
 
 
 def _apart(scores: Tensor, expected: Tensor) -> Tensor:
