@@ -213,7 +213,7 @@ class EquilibriumPropagation(SegmentRule):
             if back is None:  # the first one, or what has no gradient
                 break
             if nudge.origin:
-                nudge.units[before] = _unit(back, self.beta, free.values[before], len(weight))
+                nudge.units[before] = _unit(back, self.beta, free.values[before], free.run.computed(before), len(weight))
             push = _over(back, nudge.units[before])
 
     def _pull(self, states: States, batch: ForwardPass) -> Callable[[SegmentPass], Tensor]:
@@ -241,19 +241,20 @@ def _held(states: States, free: Equilibrium, error: Tensor) -> Nudge:
     (pull,) = free.run.vjp(states.graph.output, error)
     assert pull is not None
     alone = all(len(value) == len(pull) for value in free.values.values())  # else examples are merged or split on the way
-    unit = _unit(pull, 1.0, last, len(pull) if alone else 1)
+    unit = _unit(pull, 1.0, last, free.run.computed(last_name), len(pull) if alone else 1)
     held = _over(pull, unit)
     rest = dict.fromkeys(free.values, torch.ones_like(unit))  # until they are found
     return Nudge(free.values, lambda run: held, {**rest, last_name: unit})
 
 
-def _unit(fed_back: Tensor, beta: float, values: Tensor, count: int) -> Tensor:
+def _unit(fed_back: Tensor, beta: float, values: Tensor, drive: Tensor, count: int) -> Tensor:
     """By what to divide the feedback to ``count`` examples so that it is beta times as large as their states (count,).
 
-    A state of 0 counts as their mean, so that a silent example is pulled too.
+    A state of 0 counts as what drives it, so that a silent example is pulled too, by its own size and not by that of others.
     """
-    norms, size = (t.reshape(count, -1).norm(dim=1) for t in (fed_back, values))
-    unit = norms / (beta * torch.where(size > 0, size, float(values.norm()) / count**0.5 or 1.0))
+    norms, size, driven = (t.reshape(count, -1).norm(dim=1) for t in (fed_back, values, drive.detach()))
+    size = torch.where(size > 0, size, driven)
+    unit = norms / (beta * torch.where(size > 0, size, 1.0))
     return torch.where(unit > torch.finfo(unit.dtype).tiny, unit, 0.0)
 
 
