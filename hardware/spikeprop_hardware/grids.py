@@ -114,6 +114,8 @@ def _counted(weights: np.ndarray | sparse.csr_matrix) -> tuple[np.ndarray, np.nd
     times: dict[bytes, list[int]] = {}
     for a, b in pairwise(matrix.indptr):
         times.setdefault(data[a:b].tobytes(), [0])[0] += 1
+    if len(times) == len(matrix.indptr) - 1:
+        return np.unique(data, return_counts=True)
     found: dict[int, list[np.ndarray]] = {}
     for row, (n,) in times.items():
         found.setdefault(n, []).append(np.frombuffer(row, data.dtype))

@@ -10,9 +10,10 @@ outlives its step grows to 1 / (1 - synaptic leak) of what arrives, which counts
 are rounded on grids of their own (4096ths, and 24 bits). The search goes over S, 32 values an octave, and over an exponent e for
 each connection, and chooses the least sum of the relative errors of weights (root mean square, each weight as often as it is
 used, those clipped at the ends of the range included), thresholds and bias. It admits only scales on which no current can wrap
-around in 24 bits, whatever the spikes, and on which potentials have room for a few steps of the largest one; the readout, which
-never fires, has room for the largest sum of all steps (room.py). A scale that rounds nothing is kept for the complete layer; else
-each channel of spiking neurons gets its own (channels.py). A layer that no scale holds is refused: acceptance.py says when.
+around in 24 bits, whatever the spikes, and on which potentials have room for a few steps of the largest one, for the start and
+for thresholds as far as spikes can raise them; the readout, which never fires, has room for the largest sum of all steps
+(room.py). A scale that rounds nothing is kept for the complete layer; else each channel of spiking neurons gets its own
+(channels.py). A layer that no scale holds is refused: acceptance.py says when.
 Where the chip has them (``per_channel``), each channel of a convolution and each neuron of a dense layer has an exponent of its
 own; fewer bits than 8 (``bits``) are for chips of narrower weights and to save memory, and then the report alone says what
 weights lose.
@@ -31,7 +32,7 @@ import numpy as np
 from scipy import sparse
 
 from spikeprop_hardware.acceptance import STEPS, charge, check_layer, dropped, layer_errors, leaks
-from spikeprop_hardware.channels import Grid, channel_scales
+from spikeprop_hardware.channels import Bounds, Grid, channel_scales
 from spikeprop_hardware.errors import HardwareError
 from spikeprop_hardware.graph import SPIKING_ENCODERS
 from spikeprop_hardware.grids import OCTAVE, ROUNDING, Bits, ChannelErrors, Range, WeightErrors, clip, mantissas
@@ -48,12 +49,13 @@ from spikeprop_hardware.integer import (
     by_entry,
 )
 from spikeprop_hardware.network import ChipNetwork, Population, lay_out
-from spikeprop_hardware.room import readout_room
+from spikeprop_hardware.room import MOST_ROOM, readout_room
 
 EXACT = 1e-9  # sum of the errors of a layer's numbers below which none is rounded
 DOUBTFUL = 0.05  # sum of a layer's errors from which another weighting of its connections is tried
 OCTAVES = 20  # that the search goes down
 ROOM = 4  # the potential holds so many of the largest current and threshold
+HELD = 1.01  # beyond states, whose limit is out of reach
 GRADED = 256.0  # scale of real-valued inputs of 1 to 4: 8 fractional bits
 LARGEST_INPUT = 2.0**31
 LIMIT = 4.0  # assumed largest absolute real-valued input: standardised images stay below
@@ -271,13 +273,25 @@ class _Quantizer:
             largest = largest * charge(population.synaptic_leak, self.steps or STEPS)
         self.reaches = largest
         self.reach = float(largest.max()) or 1.0  # largest current, in real units
+        self.states = np.zeros(len(largest)) if population.theta is None else self._states(population, population.theta)
+
+    def _states(self, p: Population, theta: np.ndarray) -> np.ndarray:
+        """The largest start and raised threshold of each neuron, which its potential must hold; at most MOST_ROOM of the largest
+        currents, since what is beyond costs too much resolution (``check_layer`` refuses it)."""
+        states = np.abs(p.v_init * theta)
+        if p.adaptation is not None:
+            leak = np.zeros(1) if p.adaptation_leak is None else p.adaptation_leak
+            raised = theta + p.adaptation * charge(leak, self.steps or STEPS)  # by a spike at every step
+            charged = self.reaches * charge(np.ones(1) if p.leak is None else p.leak, self.steps or STEPS)
+            states = np.maximum(states, np.maximum(p.adaptation, np.minimum(raised, charged)))
+        return np.minimum(states, MOST_ROOM * np.maximum(self.reaches, theta))
 
     def quantize(self) -> tuple[IntegerPopulation, LayerReport]:
         """The least error by weights, or by what they bring: those of a connection of large inputs are small beside others."""
         tried = [self._by([1.0] * len(self.source_limits))]
         if len(set(self.source_limits)) > 1 and self._errors(tried[0]) > DOUBTFUL:
             tried.append(self._by([limit**2 for limit in self.source_limits]))
-        quantized = min(tried, key=self._errors)
+        quantized = min(tried, key=self._errors) if len(tried) > 1 else tried[0]
         narrow = self.held[1] != mantissas(8)[1]
         check_layer(self.population, quantized, self.source_limits, self.source_scales, self.steps, narrow)
         return quantized, self._report(quantized)
@@ -295,10 +309,11 @@ class _Quantizer:
         if self.widths.per_channel:
             exponents = tuple(np.full(channels, e) for e in exponents)
         grids = [Grid(*known) for known in zip(exponents, self.source_scales, importance)]
-        largest, bias = (n.reshape(channels, rows).max(1) for n in (np.maximum(self.reaches, p.theta), np.abs(p.bias)))
+        room = np.maximum(ROOM * np.maximum(self.reaches, p.theta), self.states * HELD)
+        largest, bias = (n.reshape(channels, rows).max(1) for n in (room, np.abs(p.bias)))
         held = BIAS[1] * 2.0 ** (BIAS_EXPONENTS[-1] - self.widths.align)
-        most = np.minimum(self.widths.current_limit / (ROOM * largest), held / np.maximum(bias, held * 1e-30))
-        scales, exponents = channel_scales(p, grids, self.held, most, self.widths.exponents)
+        most = np.minimum(self.widths.current_limit / largest, held / np.maximum(bias, held * 1e-30))
+        scales, exponents = channel_scales(p, grids, Bounds(self.held, self.widths.exponents, most, self.reaches))
         return self._rounded(np.repeat(scales, rows), exponents)
 
     def _errors(self, quantized: IntegerPopulation) -> float:
@@ -383,7 +398,8 @@ class _Quantizer:
             if self.population.theta is not None
             else readout_room(self.population, self.source_limits, self.signs, self.steps)
         )
-        most = room * max(self.reach, 0.0 if self.population.theta is None else float(self.population.theta.max()))
+        largest = room * max(self.reach, 0.0 if self.population.theta is None else float(self.population.theta.max()))
+        most = max(largest, HELD * float(self.states.max()))
         return int(np.floor(OCTAVE * np.log2(self.widths.current_limit / most)))
 
     def _rest_error(self, scale: float, exponents: list[Any]) -> float:

@@ -115,13 +115,21 @@ def test_local_balancing_ends_near_the_least_error(power: int, times: float) -> 
         assert error(scale, a, 16) < times * min(error(a.max() * k / 50, a, 16) for k in range(1, 51))
 
 
+@torch.no_grad()
 @pytest.mark.parametrize("calibrator", FOR_T, ids=str)
-def test_accuracy_at_few_steps_is_better_than_with_a_percentile(digits_cnn: CNN, calibrator: ThresholdCalibrator) -> None:
-    x, test = digits_images(512), list(Digits().test(360).epoch(0))
-    plain = snn_accuracy(convert(digits_cnn, [x], IF(v_init=0.5), Percentile()), test, [STEPS])[STEPS]
-    assert (
-        snn_accuracy(convert(digits_cnn, [x], IF(v_init=0.5), calibrator), test, [STEPS])[STEPS] > plain + 0.5
-    )  # processors train other ANNs
+def test_scores_at_few_steps_are_nearer_to_the_anns_than_with_a_percentile(
+    digits_cnn: CNN, calibrator: ThresholdCalibrator
+) -> None:
+    """Less than half as far, on the same images; predictions of 360 are too few for a margin, so none gets worse is all."""
+    x, ((images, labels),) = digits_images(512), list(Digits().test(360).epoch(0))
+    wanted = digits_cnn.eval()(images)
+    off, correct = [], []
+    for tried in (Percentile(), calibrator):
+        scores = convert(digits_cnn, [x], IF(v_init=0.5), tried)(images, STEPS) / STEPS
+        off.append(float((scores - wanted).norm()))
+        correct.append(int((scores.argmax(1) == labels).sum()))
+    assert off[1] < 0.5 * off[0]
+    assert correct[1] >= correct[0]
 
 
 @torch.no_grad()

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import pairwise
+from typing import Any
 
 import nir
 import numpy as np
 import pytest
-from spikeprop_hardware import quantize
+from spikeprop_hardware import channels, quantize
 from spikeprop_hardware.network import ChipNetwork, lay_out
 from spikeprop_hardware.quantization import Quantized, Widths, quantize_network
 from spikeprop_hardware.reference import Simulator
@@ -106,3 +108,75 @@ def test_exponents_of_a_channel_are_its_own_where_the_chip_has_them() -> None:
     assert len(np.unique(own.exponent)) > 1
     assert isinstance(one.exponent, int | np.integer)
     assert by_channel.report[0].weight_error <= shared.report[0].weight_error * 1.001
+
+
+def spike_counts(network: Any, x: np.ndarray) -> np.ndarray:
+    return Simulator(network, threads=1).run(x).spikes["h"].sum(1, dtype=int)
+
+
+@pytest.mark.parametrize(
+    ("start", "raise_by", "leak"),
+    [(8.0, None, None), (-30.0, None, None), (0.0, 20.0, 0.9), (0.0, 1.3, 0.999)],
+    ids=["far above the threshold", "far below it", "large adaptation", "adaptation that adds up"],
+)
+def test_states_beyond_currents_have_room_in_each_channel(start: float, raise_by: float | None, leak: float | None) -> None:
+    """A scale by weights and threshold alone would refuse the start or clip thresholds that one scale for all holds."""
+    weight, theta = unequal(12, 30)
+    plan = lay_out(layer(weight, 0.1 * theta, theta))
+    given: dict[str, Any] = {"v_init": np.full(12, start)}
+    if raise_by is not None and leak is not None:
+        given |= {"adaptation": raise_by * theta, "adaptation_leak": np.full(12, leak)}
+    plan.populations[0] = replace(plan.populations[0], **given)
+    x = np.repeat(RNG.uniform(-1, 1, (6, 1, 30)), 60, 1)
+    found = quantize_network(plan, 1.0, 60).network
+    assert np.shape(found.populations[0].scale) == (12,)
+    real = spike_counts(plan, x)
+    assert real.sum() > 200
+    assert np.abs(spike_counts(found, x) - real).sum() < 0.02 * real.sum()
+
+
+def test_a_tiny_threshold_of_one_channel_leaves_the_others_their_integers() -> None:
+    """A channel that is dead in the ANN; what shifts drop is next to nothing of its currents, whatever of its threshold."""
+    weight, theta = unequal(12, 30)
+    tiny = theta.copy()
+    tiny[3] = 1e-12
+    (one,), (other,) = (quantize(layer(weight, theta=t), input_limit=1.0).network.populations[:1] for t in (theta, tiny))
+    rest = np.arange(12) != 3
+    assert one.connections[0].exponent == other.connections[0].exponent
+    np.testing.assert_array_equal(one.connections[0].matrix.toarray()[rest], other.connections[0].matrix.toarray()[rest])
+    np.testing.assert_array_equal(one.theta[rest], other.theta[rest])  # type: ignore[index]
+
+
+@pytest.mark.parametrize("kind", ["dense", "heavy tails", "conv"])
+def test_large_layers_are_searched_by_some_of_their_weights(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if kind == "conv":
+        graph = reads_spikes(convolution(16, 40))
+    else:
+        weight, theta = unequal(20, 3000)
+        weight = weight**3 if kind == "heavy tails" else weight
+        graph = layer(weight, theta=theta)
+    plan = lay_out(graph)
+    complete = quantize_network(plan, 1.0)
+    monkeypatch.setattr(channels, "READ", 2**12)
+    monkeypatch.setattr(channels, "SAMPLE", 2**11)
+    some = quantize_network(plan, 1.0)
+    (ours, _), (theirs, _) = some.report, complete.report
+    assert not np.array_equal(some.network.populations[0].scale, complete.network.populations[0].scale)
+    assert ours.weight_error < 1.05 * theirs.weight_error
+    assert ours.threshold_error < 1e-9
+
+
+def convolution(inputs: int, outputs: int) -> nir.NIRGraph:
+    weight = RNG.normal(size=(outputs, inputs, 3, 3)) * np.exp(RNG.normal(size=(outputs, 1, 1, 1)))
+    theta = np.broadcast_to(np.exp(RNG.normal(size=(outputs, 1, 1))), (outputs, 8, 8)).copy()
+    nodes: dict[str, Any] = {
+        "input": nir.Input(input_type={"input": np.array([inputs, 8, 8])}),
+        "w": nir.Conv2d(input_shape=(8, 8), weight=weight, stride=1, padding=1, dilation=1, groups=1, bias=np.zeros(outputs)),
+        "h": nir.IF(r=np.ones_like(theta), v_threshold=theta, v_reset=0 * theta, metadata={"reset": "subtract"}),
+        "pool": nir.AvgPool2d(kernel_size=np.array([8, 8]), stride=np.array([8, 8]), padding=np.array([0, 0])),
+        "flat": nir.Flatten(input_type={"input": np.array([outputs, 1, 1])}, start_dim=0),
+        "last": nir.Linear(weight=RNG.normal(size=(3, outputs))),
+        "output": nir.Output(output_type={"output": np.array([3])}),
+    }
+    names = list(nodes)
+    return nir.NIRGraph(nodes=nodes, edges=list(pairwise(names)), type_check=False)

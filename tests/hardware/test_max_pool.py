@@ -231,7 +231,8 @@ def test_a_trained_network_spikes_equally_in_all_simulators(tmp_path: Path, digi
     assert found["spikes"] > 100_000
     assert found["accuracy"]["pytorch"] > 95
     fixed = compare(network, tmp_path / "n.nir", images, labels, 16, print, RunOn(backend="reference", precision="fixed"))
-    assert abs(fixed["accuracy"]["reference"] - found["accuracy"]["pytorch"]) < 0.6  # two images of 360, either way
+    assert fixed["agreement"] > 98.5  # of predictions on the same images, whatever ANN a processor trains
+    assert fixed["accuracy"]["reference"] > 95
     if isinstance(neuron, SignedIF):  # on Lava among the random networks
         return
     lava_or_skip()

@@ -270,6 +270,33 @@ def test_a_deviation_lost_in_rounding_counts_by_its_share_of_the_gradient() -> N
         EquilibriumPropagation().step(model, x, torch.tensor([0, 0, 0, 0, 0, 1]))
 
 
+@pytest.mark.parametrize("act", [nn.Tanh, nn.ReLU, nn.Softplus])
+def test_units_of_each_example_do_not_meet(act: type[nn.Module]) -> None:
+    """In the limit, a batch of inputs from 1e-5 to 1e3, a black one and a correct one has the mean of their own gradients."""
+    model, x = mlp(4, 6, 6, 6, 5, act=act), torch.rand(8, 4, generator=torch.Generator().manual_seed(0))
+    x[:6] *= torch.tensor([1e-5, 1e-3, 1e-1, 1.0, 1e2, 1e3]).view(-1, 1)
+    x[6], x[7, 0] = 0.0, 1e5
+    labels = torch.arange(8) % 5
+    with torch.no_grad():
+        labels[7] = model(x[7:]).argmax()  # correct by far: without error, where logits grow
+    rule = EquilibriumPropagation(beta=1e-5, feedback=1e-5, tolerance=1e-9)
+    each = [gradients(rule, model, x[i : i + 1], labels[i : i + 1]) for i in range(8)]
+    for i, own in enumerate(each):
+        exact = backprop(model, x[i : i + 1], labels[i : i + 1])
+        assert apart(own, exact) < 1e-3 if any(g.any() for g in exact) else not any(g.any() for g in own), f"example {i}"
+    mean = [torch.stack(g).mean(0) for g in zip(*each, strict=True)]
+    assert apart(gradients(rule, model, x, labels), mean) < 1e-3
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_an_input_that_is_not_finite_is_named_and_is_no_noise(bad: float) -> None:
+    model, x = mlp(4, 6, 6, 5, act=nn.ReLU), torch.rand(6, 4)
+    x[3] = bad
+    with pytest.raises(TrainingCollapsed, match=r"not finite in 1 of 6 examples \(the first is number 3\).*check these inputs"):
+        EquilibriumPropagation().step(model, x, LABELS)
+    assert not torch.isfinite(PredictiveCoding().step(model, x, LABELS)["loss"])  # which fit refuses
+
+
 def test_states_that_do_not_settle_are_refused() -> None:
     model = mlp(4, 30, 30, 5, act=nn.ReLU)
     with torch.no_grad():

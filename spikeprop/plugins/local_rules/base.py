@@ -166,7 +166,8 @@ def norm(values: Mapping[str, Tensor]) -> Tensor:
 def _refuse_noise(name: str, graph: SegmentGraph, x: Tensor, run: SegmentPass) -> None:
     again = SegmentPass(graph, x)
     for segment in graph.segments:
-        if not torch.allclose(run.values[segment.name], again.values[segment.name], rtol=1e-4, atol=1e-5):
+        both = run.values[segment.name], again.values[segment.name]
+        if not torch.allclose(*both, rtol=1e-4, atol=1e-5, equal_nan=True):  # NaN twice is no noise
             raise SegmentError(
                 f"segment {segment.name!r} computes something else each time it runs, and {name} runs it several times for a "
                 "batch: use a network without noise, or Backprop"

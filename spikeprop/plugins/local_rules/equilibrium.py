@@ -13,7 +13,8 @@ so the loss's gradient at the free equilibrium is (dE/dtheta(beta) - dE/dtheta(-
 gamma = 1 these are the papers' networks, whose free equilibrium is not the feed-forward network that is used afterwards. By
 default o is the forward pass, held: what each layer expects of the next is cancelled, and only deviations come back (as by the
 interneurons of Sacramento et al. 2018, arXiv:1810.11393). Then the forward pass is the free equilibrium for every gamma, l is
-the loss linearised there, and the gradient is backprop's for gamma -> 0 (Xie & Seung 2003).
+the loss linearised there, and the gradient is backprop's for gamma -> 0 (Xie & Seung 2003). At a kink, such as a ReLU that
+computes exactly 0, two symmetric phases give the mean of the slopes of both sides, and backprop takes that of one.
 
 As written, deviations shrink by gamma from state to state on the way back, and are soon below the rounding of the states. For
 beta -> 0 they follow linear equations, so each can be held in a unit of its own: with deviations, feedback to s_n is divided by
@@ -136,6 +137,11 @@ class EquilibriumPropagation(SegmentRule):
         states = self._states[batch.model]
         if batch.error.dtype in (torch.float16, torch.bfloat16):
             raise SegmentError("EquilibriumPropagation subtracts nearly equal states, which 16 bits do not hold: use float32")
+        if not torch.isfinite(batch.error).all():
+            raise TrainingCollapsed(
+                f"the loss's gradient is not finite in {_rows(batch.error)}, so nothing can be fed back: check these inputs for "
+                "NaN and infinity, or lower the learning rate"
+            )
         start, told = forward_states(states, batch.x), {}
         if self.feedback_of == "deviations":
             free = Equilibrium(start, SegmentPass(states.graph, batch.x, at=start), batch.error.new_zeros(()))
@@ -207,7 +213,7 @@ class EquilibriumPropagation(SegmentRule):
             if back is None:  # the first one, or what has no gradient
                 break
             if nudge.origin:
-                nudge.units[before] = _unit(back, self.beta, free.values[before], len(weight))
+                nudge.units[before] = _unit(back, self.beta, free.values[before], free.run.computed(before), len(weight))
             push = _over(back, nudge.units[before])
 
     def _pull(self, states: States, batch: ForwardPass) -> Callable[[SegmentPass], Tensor]:
@@ -235,19 +241,20 @@ def _held(states: States, free: Equilibrium, error: Tensor) -> Nudge:
     (pull,) = free.run.vjp(states.graph.output, error)
     assert pull is not None
     alone = all(len(value) == len(pull) for value in free.values.values())  # else examples are merged or split on the way
-    unit = _unit(pull, 1.0, last, len(pull) if alone else 1)
+    unit = _unit(pull, 1.0, last, free.run.computed(last_name), len(pull) if alone else 1)
     held = _over(pull, unit)
     rest = dict.fromkeys(free.values, torch.ones_like(unit))  # until they are found
     return Nudge(free.values, lambda run: held, {**rest, last_name: unit})
 
 
-def _unit(fed_back: Tensor, beta: float, values: Tensor, count: int) -> Tensor:
+def _unit(fed_back: Tensor, beta: float, values: Tensor, drive: Tensor, count: int) -> Tensor:
     """By what to divide the feedback to ``count`` examples so that it is beta times as large as their states (count,).
 
-    A state of 0 counts as their mean, so that a silent example is pulled too.
+    A state of 0 counts as what drives it, so that a silent example is pulled too, by its own size and not by that of others.
     """
-    norms, size = (t.reshape(count, -1).norm(dim=1) for t in (fed_back, values))
-    unit = norms / (beta * torch.where(size > 0, size, float(values.norm()) / count**0.5 or 1.0))
+    norms, size, driven = (t.reshape(count, -1).norm(dim=1) for t in (fed_back, values, drive.detach()))
+    size = torch.where(size > 0, size, driven)
+    unit = norms / (beta * torch.where(size > 0, size, 1.0))
     return torch.where(unit > torch.finfo(unit.dtype).tiny, unit, 0.0)
 
 
@@ -276,6 +283,12 @@ def _slope(activation: nn.Module, drive: Tensor, cotangent: Tensor) -> Tensor:
     leaf = drive.detach().clone().requires_grad_()
     with torch.enable_grad():
         return torch.autograd.grad(activation(leaf.clone()), leaf, cotangent)[0]
+
+
+def _rows(error: Tensor) -> str:
+    """Examples that are not finite: the first one's number, and how many there are."""
+    bad = (~error.reshape(len(error), -1).isfinite().all(1)).nonzero()[:, 0].tolist()
+    return f"{len(bad)} of {len(error)} examples (the first is number {bad[0]})"
 
 
 def _apart(scores: Tensor, expected: Tensor) -> Tensor:
