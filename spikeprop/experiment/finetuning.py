@@ -75,7 +75,9 @@ def finetuning_recipe(
             )
     _override(tree, overrides, folder)
     if tree["finetune"].get("start") != start:
-        raise RunError("finetune.start: which network is trained, --network says (finetuned or converted); leave it out")
+        raise RunError(
+            "finetune.start: --network says which network is trained (converted, finetuned); set other keys one by one"
+        )
     name = run.recipe if further and run.recipe.endswith("-finetuned") else f"{run.recipe}-finetuned"
     recipe = Recipe(name, check(tree))
     if not recipe.experiment.finetune.epochs:

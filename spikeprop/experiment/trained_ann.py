@@ -33,6 +33,8 @@ def read_trained(source: Path) -> RunRecord:
     if (source / CARD).is_file():
         others = ", ".join(f"{PREFIX}{name}" for name, entry in entries().items() if entry.network == "ann") or "none"
         remedy = f"an entry holds one network, and this one's is spiking; with an ANN: {others}; `spikeprop ls zoo` shows all"
+    elif (source / "trained.safetensors").is_file():
+        remedy = "its spiking network was trained from scratch; to train one for longer, run its recipe with more train.epochs"
     raise RunError(f"{shown(source)} has no trained ANN: {remedy}")
 
 

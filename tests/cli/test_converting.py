@@ -228,7 +228,8 @@ def test_a_recipe_finds_what_it_trains_further_in_the_folder_of_either_run(tuned
         ("half", (), "first/finetuned.safetensors is damaged or not a safetensors file"),
         ("stage", (), "is not finished: the command that began it continues; to start from the conversion, give --network"),
         ("stage", ("--network", "finetuned"), "is not finished: the command that began it continues"),
-        ("", ("finetune.start=null",), "which network is trained, --network says"),
+        ("", ("finetune.start=null",), "--network says which network is trained"),
+        ("", ("finetune={rule: BPTT, optimizer: Adam, schedule: Cosine, timesteps: 2}",), "set other keys one by one"),
         ("", ("finetune.epochs=0",), "epochs is 0; set start to null, or epochs"),
         ("", ("--network", "converted", "finetune.epochs=0"), "use `spikeprop convert`"),
     ],
@@ -248,6 +249,15 @@ def test_a_finetuning_that_would_not_train_what_it_says_is_refused_before_it_beg
     assert result.exit_code == 1
     assert says in " ".join(result.output.split())
     assert not (tmp_path / "first-finetuned").exists()
+
+
+def test_a_run_from_scratch_has_no_ann_to_convert_or_finetune(tmp_path: Path) -> None:
+    (tmp_path / "run.json").write_text('{"recipe": {}}')
+    (tmp_path / "trained.safetensors").touch()
+    for verb in ("finetune", "convert"):
+        result = spikeprop(verb, tmp_path, "--timesteps", 2)
+        assert result.exit_code == 1
+        assert "was trained from scratch; to train one for longer, run its recipe" in " ".join(result.output.split())
 
 
 def test_a_run_calls_the_function_that_its_recipe_names_and_a_stranger_does_not(
