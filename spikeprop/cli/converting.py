@@ -73,7 +73,7 @@ def convert(
 
     def load() -> Recipe:
         recipe, rows = own_recipe(own, path)
-        table(f"{source} -> {path}", rows)
+        _show_choice(source, path, rows)
         return recipe
 
     _run_and_show(context, load, path)
@@ -107,11 +107,19 @@ def _convert_trained(
 
     def load() -> Recipe:
         recipe, rows = conversion_recipe(folder, overrides, timesteps=timesteps, backend=backend, **options)
-        table(f"{source} -> {path}", rows)
+        _show_choice(source, path, rows)
         return recipe
 
     with only_trusted(own_folder(folder).packages()):
         _run_and_show(context, load, path, trained=folder, same_training=False)
+
+
+def _show_choice(source: str | Path, path: Path, rows: list[tuple[str, str]]) -> None:
+    """What was chosen, once: each of several processes reads the recipe."""
+    from spikeprop.runtime.processes import is_first
+
+    if is_first():
+        table(f"{source} -> {path}", rows)
 
 
 def _beside(folder: Path, ending: str) -> Path:
@@ -148,7 +156,8 @@ def _check_names(source: str, weights: str | None, data: str, root: str | None) 
 )
 @click.argument("folder", type=RunFolderPath())
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
-@click.option("--timesteps", type=click.IntRange(min=1), help="Steps of a simulation; default the fewest that were evaluated.")
+@click.option("--timesteps", type=click.IntRange(min=1),
+              help="Steps of a simulation; default those of FOLDER's fine-tuning, else the fewest evaluated.")  # fmt: skip
 @click.option("--network", type=click.Choice(["converted", "finetuned"]),
               help="Which network of FOLDER is trained; default its last.")  # fmt: skip
 @click.option("--epochs", type=click.IntRange(min=1), help="Passes over the training images; default the recipe's, else 5.")
@@ -184,7 +193,7 @@ def finetune(
 
     def load() -> Recipe:
         recipe, rows = finetuning_recipe(folder, overrides, **settings)
-        table(f"{source} -> {path}", rows)
+        _show_choice(source, path, rows)
         return recipe
 
     with only_trusted((*trusted, *own_folder(folder).packages())):

@@ -88,10 +88,11 @@ def _list_components(what: str) -> None:
             known_paths += [path] if path not in known_paths else []
     bases |= _nested(bases)
     names = {base: {base.__name__, *paths, *(w for w, b in WORDS.items() if b == base.__name__)} for base, paths in bases.items()}
-    known = {name for found in names.values() for name in found} | {"recipes", "runs", "zoo", "all"}
-    meant = next((name for name in sorted(known) if name.lower() in (what.lower(), f"{what.lower()}s")), None)
+    known, written = {name for found in names.values() for name in found} | {"all"}, what.lower()
+    words = [word for word in WORDS if written in (word[:-1], word[:-2])]  # losses for loss, before the class Loss
+    meant = what if what in known else next(iter((*words, *(n for n in sorted(known) if n.lower() == written))), None)
     if meant is None:
-        raise click.BadParameter(f"{what!r} is not a slot{nearest(what, known)}")
+        raise click.BadParameter(f"{what!r} is not a slot{nearest(what, known | {'recipes', 'runs', 'zoo'})}")
     for base, paths in bases.items():
         if meant == "all" or meant in names[base]:
             _list_slot(paths, base)

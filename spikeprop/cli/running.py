@@ -78,7 +78,7 @@ def run_in_folder(
     from spikeprop.experiment.context import Context
     from spikeprop.experiment.optimizers import fixed_rates
     from spikeprop.experiment.run_folder import RunFolder, check_same
-    from spikeprop.experiment.trained_ann import check_same_training, check_start, take_over
+    from spikeprop.experiment.trained_ann import check_same_training, find_start, take_over
     from spikeprop.runtime.files import check_writable
     from spikeprop.runtime.imports import note_foreign_names
     from spikeprop.runtime.locks import locked
@@ -94,7 +94,7 @@ def run_in_folder(
         check_same(path, loaded.describe())
         if trained is not None and same_training:
             check_same_training(trained, loaded)
-        check_start(path, loaded, trained)
+        start = find_start(path, loaded, trained)
         _check(loaded.experiment, here=True)  # before the folder is made, since a folder belongs to one recipe
     with processes() as group:
         notify = say if group.rank == 0 else lambda _: None
@@ -102,8 +102,7 @@ def run_in_folder(
             write(SMOKE)
         with locked(path, group), deferred_signals(notify):
             if trained is not None:
-                tuned = loaded.describe().get("finetune", {}).get("start") is not None
-                group.on_rank_zero(lambda: take_over(trained, path, tuned=tuned))
+                group.on_rank_zero(lambda: take_over(trained, path, start))
             folder = RunFolder(path, loaded, smoke, group, notify)
             group.on_rank_zero(lambda: _record(path, named, loaded))
             notify(f"{loaded.name} -> {path}")

@@ -11,10 +11,11 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from spikeprop.errors import RunError
+from spikeprop.errors import CheckpointError, RunError
 from spikeprop.experiment.run_record import RunRecord
-from spikeprop.experiment.trained_ann import TUNED, is_finetuned, read_trained
-from spikeprop.experiment.zoo import shown
+from spikeprop.experiment.trained_ann import TUNED, read_trained
+from spikeprop.experiment.zoo import CARD, shown
+from spikeprop.learn import load_checkpoint
 from spikeprop.recipe import Recipe, check, check_component
 from spikeprop.recipe.text import override
 from spikeprop.runtime.files import file_hash
@@ -52,17 +53,16 @@ def finetuning_recipe(
             for its last. The first, with fewer and fewer steps, is IIR-SNN of Chowdhury et al. 2021 (arXiv:2110.05929).
 
     Raises:
-        RunError: no such folder, one without a trained ANN or without such a network, or an override of what is taken over.
+        RunError: no such folder, one without a trained ANN or without such a network, one whose fine-tuning has not finished, an
+            override of what is taken over, or no epochs.
     """
     run = read_trained(folder)
-    if network == TUNED and not is_finetuned(run):
-        raise RunError(f"{shown(folder)} has no network whose fine-tuning is finished; leave --network out")
-    further = is_finetuned(run) and network != "converted"
+    start = _find_tuned(run, network)
+    further = start is not None
     tree: dict[str, Any] = copy.deepcopy(run.settings)
     recorded = tree["finetune"]
     steps = timesteps or (recorded["timesteps"] if recorded["epochs"] else min(tree["evaluate"]["timesteps"]))
     given = {key: value for key, value in (("epochs", epochs), ("lr", lr)) if value is not None}
-    start = file_hash(folder / f"{TUNED}.safetensors") if further else None
     tree["finetune"] = {**(recorded if recorded["epochs"] else DEFAULTS), "timesteps": steps, "start": start, **given}
     tree["evaluate"]["timesteps"] = sorted({*tree["evaluate"]["timesteps"], steps})
     network_row = ("network", f"fine-tuned at T = {recorded['timesteps']}, and trained further")
@@ -74,8 +74,14 @@ def finetuning_recipe(
                 "--network converted"
             )
     _override(tree, overrides, folder)
+    if tree["finetune"].get("start") != start:
+        raise RunError(
+            "finetune.start: --network says which network is trained (converted, finetuned); set other keys one by one"
+        )
     name = run.recipe if further and run.recipe.endswith("-finetuned") else f"{run.recipe}-finetuned"
     recipe = Recipe(name, check(tree))
+    if not recipe.experiment.finetune.epochs:
+        raise RunError("finetune.epochs=0 trains nothing; to convert without fine-tuning, use `spikeprop convert`")
     return recipe, rows + _chosen(recipe.experiment.finetune)
 
 
@@ -127,6 +133,25 @@ def conversion_rows(experiment: Any) -> list[tuple[str, str]]:
     rows.append(("converted by", f"{convert.neuron.use}, {convert.calibrator.use}"))
     where = {"lava": "Lava", "reference": "the reference simulator, which equals Lava's processes"}[simulate.backend]
     return [*rows, ("simulated on", f"{where}, {simulate.samples} test images" if simulate.samples else "nothing")]
+
+
+def _find_tuned(run: RunRecord, network: str | None) -> str | None:
+    """SHA-256 of the fine-tuned network that is trained further; None where the converted one is trained."""
+    if network == "converted":
+        return None
+    anew = "to start from the conversion, give --network converted"
+    if "finetune" in run.stages:
+        file = run.path / f"{TUNED}.safetensors"
+        try:
+            load_checkpoint(file)
+        except CheckpointError as error:
+            raise RunError(f"{error}; {anew}") from error
+        return file_hash(file)
+    if run.settings["finetune"]["epochs"] and not (run.path / CARD).is_file():  # of the zoo's runs, one network is left
+        raise RunError(f"the fine-tuning of {shown(run.path)} is not finished: the command that began it continues; {anew}")
+    if network == TUNED:
+        raise RunError(f"{shown(run.path)} has no fine-tuned network; leave --network out")
+    return None
 
 
 def _origin(run: RunRecord) -> list[tuple[str, str]]:

@@ -166,6 +166,8 @@ class FineTuningSettings:
     def __post_init__(self) -> None:
         _check_training(self)
         positive(self, "timesteps")
+        if self.start is not None and not self.epochs:
+            raise ValueError("start names a network that is trained further, and epochs is 0; set start to null, or epochs")
         if self.dropout is not None and not 0 <= self.dropout < 1:
             raise ValueError(f"dropout is {self.dropout}; it lies in [0, 1)")
 

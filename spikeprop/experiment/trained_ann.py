@@ -33,48 +33,55 @@ def read_trained(source: Path) -> RunRecord:
     if (source / CARD).is_file():
         others = ", ".join(f"{PREFIX}{name}" for name, entry in entries().items() if entry.network == "ann") or "none"
         remedy = f"an entry holds one network, and this one's is spiking; with an ANN: {others}; `spikeprop ls zoo` shows all"
+    elif (source / "trained.safetensors").is_file():
+        remedy = "its spiking network was trained from scratch; to train one for longer, run its recipe with more train.epochs"
     raise RunError(f"{shown(source)} has no trained ANN: {remedy}")
 
 
-def is_finetuned(run: RunRecord) -> bool:
-    """Whether the folder holds a network whose fine-tuning is finished."""
-    return "finetune" in run.stages and (run.path / f"{TUNED}.safetensors").is_file()
+def find_start(made: Path, recipe: Recipe, source: Path | None) -> Path | None:
+    """File of the fine-tuned network that the recipe trains further, in its folder or in ``source``; None where none is needed.
 
-
-def check_start(made: Path, recipe: Recipe, source: Path | None) -> None:
-    """Raises RunError if the fine-tuned network that the recipe trains further is neither in its folder nor in ``source``."""
+    Raises:
+        RunError: it is in neither, and fine-tuning is not finished.
+    """
     start = recipe.describe().get("finetune", {}).get("start")
-    at_hand = [made / f"{START}.safetensors", *([source / f"{TUNED}.safetensors"] if source else [])]
-    if start is not None and not any(file.is_file() and file_hash(file) == start for file in at_hand):
-        raise RunError(
-            f"the recipe trains a fine-tuned network further (finetune.start {start[:12]}...), which is not in {made}: run "
-            "`spikeprop finetune` with the folder of the run that fine-tuned it, or set finetune.start=null"
-        )
+    if start is None:
+        return None
+    at_hand = [made / f"{START}.safetensors", *(source / f"{name}.safetensors" for name in (TUNED, START) if source)]
+    for file in at_hand:
+        if file.is_file() and file_hash(file) == start:
+            return file
+    if (made / "run.json").exists() and "finetune" in RunRecord.read(made).stages:
+        return None
+    raise RunError(
+        f"the recipe trains a fine-tuned network further (finetune.start {start[:12]}...), which is not in {made}: run "
+        "`spikeprop finetune` with the folder of the run that fine-tuned it, or set finetune.start=null"
+    )
 
 
-def take_over(source: Path, made: Path, *, tuned: bool = False) -> None:
+def take_over(source: Path, made: Path, start: Path | None = None) -> None:
     """Copy the ANN, its training curve and the results of its stages to a new run folder; a run that goes on has them already.
 
     Args:
         source: run folder.
         made: the new one.
-        tuned: copy the fine-tuned network too, to train it further.
+        start: file of a fine-tuned network that is trained further; it is copied to the folder of a run that has lost it, too.
 
     Raises:
         RunError: the folder holds a run with another ANN.
     """
-    if (made / "run.json").exists():
-        if not _same_file(source / FILES[0], made / FILES[0]):
-            raise RunError(f"{made} holds a run with an ANN of its own, not that of {source}: give another --out")
-        return
+    goes_on = (made / "run.json").exists()
+    if goes_on and not _same_file(source / FILES[0], made / FILES[0]):
+        raise RunError(f"{made} holds a run with an ANN of its own, not that of {source}: give another --out")
     made.mkdir(parents=True, exist_ok=True)
-    copies = dict(zip(FILES, FILES, strict=True))
-    if tuned:
-        copies |= {f"{TUNED}.{ending}": f"{START}.{ending}" for ending in ("safetensors", "json")}
-    for name, own in copies.items():
-        if (source / name).is_file():
-            shutil.copyfile(source / name, made / own)
-    write_history(RunRecord.read(source), made)
+    copies = {} if goes_on else {source / name: made / name for name in FILES}
+    if start is not None and start.parent != made:
+        copies |= {start.with_suffix(end): made / f"{START}{end}" for end in (".safetensors", ".json")}
+    for file, own in copies.items():
+        if file.is_file():
+            shutil.copyfile(file, own)
+    if not goes_on:
+        write_history(RunRecord.read(source), made)
 
 
 def write_history(run: RunRecord, folder: Path) -> None:

@@ -137,13 +137,18 @@ class Processes:
 ALONE = Processes()
 
 
+def is_first() -> bool:
+    """Whether this process is alone or rank 0 of those that torchrun started, also before they form a group."""
+    return os.environ.get("RANK", "0") == "0" or os.environ.get("WORLD_SIZE", "1") == "1"
+
+
 def resume_command(arguments: Sequence[str]) -> str | None:
     """The command that resumes this one, under torchrun with the same number of processes; None on ranks other than 0."""
     variable = os.environ.get
     count = int(variable("WORLD_SIZE", "1"))
     if count == 1:
         return shlex.join(["spikeprop", *arguments])
-    if variable("RANK", "0") != "0":
+    if not is_first():
         return None
     torchrun = shlex.join(["torchrun", f"--nproc-per-node={count}", "-m", "spikeprop", *arguments])
     return torchrun if variable("LOCAL_WORLD_SIZE") == str(count) else f"{count} processes, started on all machines as these were"

@@ -370,6 +370,11 @@ def test_ls_shows_recipes_and_components() -> None:
     assert "LIF" not in only
 
     assert "convert.neuron.surrogate" in spikeprop("ls", "convert.neuron.surrogate").output
+    assert spikeprop("ls", "loss").output == spikeprop("ls", "losses").output
+    assert "EachStep" not in spikeprop("ls", "Loss").output
+    slip = spikeprop("ls", "run")
+    assert slip.exit_code != 0
+    assert "did you mean 'runs'" in " ".join(slip.output.split())
     unknown = spikeprop("ls", "quantum")
     assert unknown.exit_code != 0
     assert "'quantum' is not a slot; known: " in " ".join(unknown.output.split())

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from spikeprop import Backprop, Digits, fit
 from spikeprop.cli import main
 from spikeprop.data import LabelledData
-from spikeprop.errors import RecipeError
+from spikeprop.errors import RecipeError, RunError
 from spikeprop.experiment.class_order import better_order, missing_classes
 from spikeprop.experiment.own_network import OwnNetwork, _code, ann_settings, own_recipe
 from spikeprop.experiment.preprocessing import (
@@ -37,7 +37,8 @@ from spikeprop.experiment.preprocessing import (
     known_transform,
     unfitting_classes,
 )
-from spikeprop.recipe import check_component
+from spikeprop.experiment.trained_ann import find_start
+from spikeprop.recipe import check_component, load_recipe
 
 MYNET = '''
 from torch import nn
@@ -148,7 +149,7 @@ def test_a_finetuned_network_is_trained_further(converted: tuple[Path, str], tmp
     limits = ("data.train_limit=64", "data.test_limit=50", "simulate.samples=0", "convert.images=64")
     first, second, third = tmp_path / "first", tmp_path / "second", tmp_path / "third"
     nothing = spikeprop("finetune", folder, *limits, "--network", "finetuned")
-    assert "has no network whose fine-tuning is finished" in " ".join(nothing.output.split())
+    assert "has no fine-tuned network" in " ".join(nothing.output.split())
     begun = ("--epochs", 1, "--timesteps", 4, "--lr", 1e-3, "--out", first)
     began = spikeprop("finetune", folder, *limits, *begun)
     assert began.exit_code == 0, began.output
@@ -170,6 +171,93 @@ def test_a_finetuned_network_is_trained_further(converted: tuple[Path, str], tmp
     assert alone.exit_code == 1
     assert "set finetune.start=null" in " ".join(alone.output.split())
     assert not (tmp_path / "alone").exists()
+
+
+@pytest.fixture(scope="module")
+def tuned(converted: tuple[Path, str], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, list[str]]:
+    """The folder of a fine-tuned network, that of the same trained further, and the command that made the second."""
+    first, second = (tmp_path_factory.mktemp("tuned") / name for name in ("first", "second"))
+    limits = ("data.train_limit=32", "data.test_limit=20", "simulate.samples=0", "convert.images=32")
+    began = spikeprop("finetune", converted[0], *limits, "--epochs", 1, "--timesteps", 2, "--out", first)
+    assert began.exit_code == 0, began.output
+    command = ["finetune", str(first), "--timesteps", "1", "--out", str(second)]
+    further = spikeprop(*command)
+    assert further.exit_code == 0, further.output
+    return first, second, command
+
+
+def _lose_finetuning(folder: Path) -> None:
+    """As a run that was killed in its fine-tuning."""
+    stages = json.loads((folder / "stages.json").read_text())
+    done = {name: stage for name, stage in stages.items() if name in ("data", "ann", "convert")}
+    (folder / "stages.json").write_text(json.dumps(done))
+    for name in ("finetuned.safetensors", "report.json"):
+        (folder / name).unlink()
+
+
+def test_a_run_that_lost_the_network_it_trains_further_gets_it_back(tuned: tuple[Path, Path, list[str]], tmp_path: Path) -> None:
+    first, second, command = tuned
+    folder = tmp_path / "second"
+    shutil.copytree(second, folder)
+    (folder / "start.safetensors").unlink()
+    ended = spikeprop("run", folder / "recipe.yaml", "--out", folder)  # finished: nothing reads the network any more
+    assert ended.exit_code == 0, ended.output
+    _lose_finetuning(folder)
+    alone = spikeprop("run", folder / "recipe.yaml", "--out", folder)
+    assert "run `spikeprop finetune` with the folder" in " ".join(alone.output.split())
+    again = spikeprop(*command[:-1], folder)
+    assert again.exit_code == 0, again.output
+    assert (folder / "start.safetensors").read_bytes() == (first / "finetuned.safetensors").read_bytes()
+    found, expected = (load_file(run / "finetuned.safetensors") for run in (folder, second))
+    assert all(torch.equal(found[name], weight) for name, weight in expected.items())
+
+
+def test_a_recipe_finds_what_it_trains_further_in_the_folder_of_either_run(tuned: tuple[Path, Path, list[str]]) -> None:
+    first, second, _ = tuned
+    recipe, new = load_recipe(second / "recipe.yaml"), second.parent / "new"
+    assert find_start(new, recipe, first) == first / "finetuned.safetensors"
+    assert find_start(new, recipe, second) == second / "start.safetensors"
+    with pytest.raises(RunError, match="which is not in"):
+        find_start(new, recipe, None)
+
+
+@pytest.mark.parametrize(
+    ("lost", "arguments", "says"),
+    [
+        ("file", (), "to start from the conversion, give --network converted"),
+        ("half", (), "first/finetuned.safetensors is damaged or not a safetensors file"),
+        ("stage", (), "is not finished: the command that began it continues; to start from the conversion, give --network"),
+        ("stage", ("--network", "finetuned"), "is not finished: the command that began it continues"),
+        ("", ("finetune.start=null",), "--network says which network is trained"),
+        ("", ("finetune={rule: BPTT, optimizer: Adam, schedule: Cosine, timesteps: 2}",), "set other keys one by one"),
+        ("", ("finetune.epochs=0",), "epochs is 0; set start to null, or epochs"),
+        ("", ("--network", "converted", "finetune.epochs=0"), "use `spikeprop convert`"),
+    ],
+)  # fmt: skip
+def test_a_finetuning_that_would_not_train_what_it_says_is_refused_before_it_begins(
+    lost: str, arguments: tuple[str, ...], says: str, tuned: tuple[Path, Path, list[str]], tmp_path: Path
+) -> None:
+    shutil.copytree(tuned[0], tmp_path / "first")
+    file = tmp_path / "first" / "finetuned.safetensors"
+    if lost == "file":
+        file.unlink()
+    if lost == "half":
+        file.write_bytes(file.read_bytes()[:1000])
+    if lost == "stage":
+        _lose_finetuning(tmp_path / "first")
+    result = spikeprop("finetune", tmp_path / "first", *arguments)
+    assert result.exit_code == 1
+    assert says in " ".join(result.output.split())
+    assert not (tmp_path / "first-finetuned").exists()
+
+
+def test_a_run_from_scratch_has_no_ann_to_convert_or_finetune(tmp_path: Path) -> None:
+    (tmp_path / "run.json").write_text('{"recipe": {}}')
+    (tmp_path / "trained.safetensors").touch()
+    for verb in ("finetune", "convert"):
+        result = spikeprop(verb, tmp_path, "--timesteps", 2)
+        assert result.exit_code == 1
+        assert "was trained from scratch; to train one for longer, run its recipe" in " ".join(result.output.split())
 
 
 def test_a_run_calls_the_function_that_its_recipe_names_and_a_stranger_does_not(

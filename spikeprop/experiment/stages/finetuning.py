@@ -45,8 +45,8 @@ def _start(run: PipelineRun) -> SpikingNetwork:
     file = run.checkpoint("start")
     if not file.is_file() or file_hash(file) != expected:
         raise CheckpointError(
-            f"{file} is not the network that finetune.start names ({expected[:12]}...): bring it back, or start again with "
-            "`spikeprop finetune` and the folder of the run that fine-tuned it"
+            f"{file} is not the network that finetune.start names ({expected[:12]}...): bring it back, or run "
+            "`spikeprop finetune` again with the folder of the run that fine-tuned it"
         )
     return run.load_spiking("start")
 
