@@ -197,7 +197,6 @@ def check(arguments: tuple[str, ...], no_import: bool, target: str | None) -> No
 
     With --target also whether the network will fit that chip: everything that stands in the way, by layer, before it is trained.
     """
-    from spikeprop.experiment.optimizers import fixed_rates
     from spikeprop.recipe import load_recipe
     from spikeprop.runtime.imports import record_foreign_names
 
@@ -216,6 +215,8 @@ def check(arguments: tuple[str, ...], no_import: bool, target: str | None) -> No
             result(checked=[{"recipe": name, "would_import": noted}])
             continue
         loaded = load_recipe(recipe, overrides)
+        from spikeprop.experiment.optimizers import fixed_rates  # with torch, which a recipe that is not there does not need
+
         _check(loaded.experiment)
         _warn_without_lava(recipe, loaded.experiment)
         for text in fixed_rates(loaded.experiment).values():
