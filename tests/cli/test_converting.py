@@ -62,7 +62,7 @@ class Block(nn.Module):
 '''
 
 
-def spikeprop(*arguments: str | Path | int) -> Result:
+def spikeprop(*arguments: str | Path | float) -> Result:
     return CliRunner().invoke(main, [str(a) for a in arguments])
 
 
@@ -214,7 +214,7 @@ def test_a_run_that_lost_the_network_it_trains_further_gets_it_back(tuned: tuple
 
 def test_a_recipe_finds_what_it_trains_further_in_the_folder_of_either_run(tuned: tuple[Path, Path, list[str]]) -> None:
     first, second, _ = tuned
-    recipe, new = load_recipe(second / "recipe.yaml"), second.parent / "new"
+    recipe, new = load_recipe(str(second / "recipe.yaml")), second.parent / "new"
     assert find_start(new, recipe, first) == first / "finetuned.safetensors"
     assert find_start(new, recipe, second) == second / "start.safetensors"
     with pytest.raises(RunError, match="which is not in"):
