@@ -1,9 +1,9 @@
 """A stage's optimiser, and which learning rates it has.
 
 A recipe gives the rate as ``lr`` of the stage, beside the optimiser. An optimiser may have other rates, such as MuonSGD's
-``matrix_lr``, which are its own settings: ``lr`` does not move them, and whoever runs, checks or sweeps the recipe is told so
-(``fixed_rates``). Where an experiment has a second rate for the same optimiser, all of the optimiser's rates move in its ratio to
-``lr`` (``optimizer_of``).
+``matrix_lr``, which are its own settings: ``lr`` does not move them, and the commands ``run``, ``check`` and ``sweep`` print a
+note that names them (``fixed_rates``). Where an experiment has a second rate for the same optimiser, all of the optimiser's
+rates move in its ratio to ``lr`` (``optimizer_of``).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The rates of a stage's optimiser: which of them a setting moves, and that whoever changes one is told of the others."""
+"""The rates of a stage's optimiser: which of them a setting moves, and the note that names those it does not move."""
 
 from __future__ import annotations
 
