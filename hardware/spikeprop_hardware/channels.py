@@ -150,30 +150,30 @@ def _sampled(c: Connection, channels: int) -> tuple[np.ndarray, np.ndarray]:
     longest one among them.
     """
     matrix, size = c.matrix, c.matrix.shape[0] // channels
-    lengths = np.diff(matrix.indptr).reshape(channels, size)
+    total = np.diff(matrix.indptr[::size])
+    some = total > 0
+    starts = matrix.indptr[:-1:size][some]
+    least, largest = (end.reduceat(matrix.data, starts) if some.any() else () for end in (np.minimum, np.maximum))
     if (rows := -(-size * READ // max(matrix.nnz, READ))) < size:
-        some = np.union1d(np.linspace(0, size - 1, rows).astype(int), lengths.sum(0).argmax())
-        matrix, lengths = matrix[(np.arange(channels)[:, None] * size + some).ravel()], lengths[:, some]
-    count = lengths.sum(1)
-    first = count.cumsum() - count
-    data = np.append(matrix.data, 0.0)  # for channels without weights
+        lengths = np.diff(matrix.indptr).reshape(channels, size)
+        read = np.union1d(np.linspace(0, size - 1, rows).astype(int), lengths.sum(0).argmax())
+        matrix = matrix[(np.arange(channels)[:, None] * size + read).ravel()]
+        size = len(read)
+    count = np.diff(matrix.indptr[::size])
     places, times = _spread(count, max(LEAST, READ // channels))
-    values = np.where(times > 0, data[np.minimum(first[:, None] + places, len(data) - 1)], np.inf)
+    data = np.append(matrix.data, 0.0)  # for channels without weights
+    values = np.where(times > 0, data[np.minimum(matrix.indptr[:-1:size, None] + places, len(data) - 1)], np.inf)
     values.sort(axis=1)
-    read = np.minimum(count, values.shape[1])
-    if (some := read < count).any():  # what was left out may be the least or the largest
-        values[some, 0] = np.minimum.reduceat(data, first)[some]
-        values[some, read[some] - 1] = np.maximum.reduceat(data, first)[some]
-    places, times = _spread(read, max(LEAST, SAMPLE // channels))
+    count = np.clip(count, np.minimum(total, 2), values.shape[1])
+    values[some, 0], values[some, count[some] - 1] = least, largest  # which may be among what was left out
+    places, times = _spread(count, max(LEAST, SAMPLE // channels))
     values = np.take_along_axis(values, places, axis=1)
-    return np.where(times > 0, values, 0.0), times * (count / np.maximum(read, 1))[:, None]
+    return np.where(times > 0, values, 0.0), times * (total / np.maximum(count, 1))[:, None]
 
 
 def _spread(count: np.ndarray, most: int) -> tuple[np.ndarray, np.ndarray]:
-    """Places, at most so many, among each count, from the first to the last one, and how many each stands for (len(count), K)."""
-    width = min(most, max(1, int(count.max())))
-    if width >= count.max():
-        places = np.broadcast_to(np.arange(width), (len(count), width))
-        return places, (places < count[:, None]).astype(np.float64)
-    places = np.rint(np.linspace(0, 1, width) * (np.maximum(count, 1) - 1)[:, None]).astype(np.int64)
-    return places, np.broadcast_to(count[:, None] / width, places.shape)
+    """Places among each count, all of them or ``most`` from the first to the last one, and how many each stands for, 0 for none
+    (len(count), K)."""
+    width, count = min(most, max(2, int(count.max()))), count[:, None]
+    every, apart = np.arange(width), np.rint(np.linspace(0, 1, width) * (count - 1)).astype(np.int64)
+    return np.where(count <= width, every, apart), np.where(count <= width, every < count, count / width)

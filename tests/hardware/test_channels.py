@@ -9,8 +9,9 @@ from typing import Any
 import nir
 import numpy as np
 import pytest
+from scipy import sparse
 from spikeprop_hardware import channels, quantize
-from spikeprop_hardware.network import ChipNetwork, lay_out
+from spikeprop_hardware.network import ChipNetwork, Connection, lay_out
 from spikeprop_hardware.quantization import Quantized, Widths, quantize_network
 from spikeprop_hardware.reference import Simulator
 
@@ -164,6 +165,26 @@ def test_large_layers_are_searched_by_some_of_their_weights(kind: str, monkeypat
     assert not np.array_equal(some.network.populations[0].scale, complete.network.populations[0].scale)
     assert ours.weight_error < 1.05 * theirs.weight_error
     assert ours.threshold_error < 1e-9
+
+
+@pytest.mark.parametrize("rows", [1, 5], ids=["dense", "rows that differ"])
+def test_a_channel_of_few_weights_is_searched_by_all_of_them(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beside large channels, of which some are taken: its largest weight decides on its scale."""
+    monkeypatch.setattr(channels, "READ", 2**10)
+    monkeypatch.setattr(channels, "SAMPLE", 2**9)
+    monkeypatch.setattr(channels, "LEAST", 16)
+    weight = RNG.normal(size=(6, rows, 900)) * (RNG.uniform(size=(6, rows, 900)) < np.geomspace(0.01, 1, 6)[:, None, None])
+    weight[3] = 0
+    weight[4, :-1] = 0  # only in one row
+    matrix = sparse.csr_matrix(weight.reshape(6 * rows, 900))
+    values, times = channels._sampled(Connection("input", matrix), 6)
+    for found, count, channel in zip(values, times, weight.reshape(6, -1)):
+        real, some = channel[channel != 0], found[count > 0]
+        assert count.sum() == pytest.approx(len(real))
+        if rows == 1 and len(real) <= 2**9 // 6:
+            np.testing.assert_array_equal(np.sort(some), np.sort(real))
+        if len(real):
+            assert (some.min(), some.max()) == (real.min(), real.max())
 
 
 def convolution(inputs: int, outputs: int) -> nir.NIRGraph:
