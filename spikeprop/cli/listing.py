@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +45,7 @@ def ls(what: str | None, folder: Path | None) -> None:
 
     `ls neurons` lists components, with what each is for and its settings; so do networks, data, encoders, calibrators, rules,
     optimizers, schedules, callbacks, surrogates, losses, regularisers, activations, heads and readouts, and a slot by its path
-    in a recipe (train.rule); `ls all` lists all of them.
+    in a recipe (train.rule); `ls all` lists all of them, `ls MuonSGD` the slots that one component fits.
     `ls runs [FOLDER]` lists the run folders in FOLDER (default runs), `ls zoo` the trained networks of the zoo.
     """
     if what == "runs":
@@ -78,7 +79,7 @@ def _list_recipes() -> None:
 
 def _list_components(what: str) -> None:
     from spikeprop.experiment import HybridConversion, SpikingTraining
-    from spikeprop.recipe import slots
+    from spikeprop.recipe import components, slots
     from spikeprop.recipe.nearest import nearest
 
     bases: dict[type, list[str]] = {}
@@ -91,11 +92,25 @@ def _list_components(what: str) -> None:
     known, written = {name for found in names.values() for name in found} | {"all"}, what.lower()
     words = [word for word in WORDS if written in (word[:-1], word[:-2])]  # losses for loss, before the class Loss
     meant = what if what in known else next(iter((*words, *(n for n in sorted(known) if n.lower() == written))), None)
-    if meant is None:
-        raise click.BadParameter(f"{what!r} is not a slot{nearest(what, known | {'recipes', 'runs', 'zoo'})}")
-    for base, paths in bases.items():
-        if meant == "all" or meant in names[base]:
-            _list_slot(paths, base)
+    if meant is not None:
+        for base, paths in bases.items():
+            if meant == "all" or meant in names[base]:
+                _list_slot(paths, base)
+        return
+    fitting = {base: [name for name in components(base) if written in (name.lower(), _bare(name))] for base in bases}
+    if not any(fitting.values()):
+        bare = {_bare(name): name.rpartition(".")[2] for base in bases for name in components(base)}
+        meant = get_close_matches(written, bare, n=1, cutoff=0.8)
+        near = f"; did you mean {bare[meant[0]]!r}?" if meant else nearest(what, known | {"recipes", "runs", "zoo"})
+        raise click.BadParameter(f"{what!r} is neither a slot nor a component{near}")
+    for base, found in fitting.items():
+        if found:
+            _list_slot(bases[base], base, found)
+
+
+def _bare(name: str) -> str:
+    """A component's name without its room, in small letters."""
+    return name.rpartition(".")[2].lower()
 
 
 def _nested(bases: Mapping[type, list[str]]) -> dict[type, list[str]]:
@@ -111,10 +126,12 @@ def _nested(bases: Mapping[type, list[str]]) -> dict[type, list[str]]:
     return found
 
 
-def _list_slot(paths: list[str], base: type) -> None:
+def _list_slot(paths: list[str], base: type, only: Collection[str] | None = None) -> None:
+    """The components of a slot, or some of them."""
     from spikeprop.recipe import components, purposes
 
-    found, texts = components(base), purposes(base)
+    texts = purposes(base)
+    found = {name: settings for name, settings in components(base).items() if only is None or name in only}
     listed = [{"name": name, "for": texts[name], "settings": _settings(found[name])} for name in found]
     result(slots=[{"slots": paths, "components": listed}])
     write(f"\n{', '.join(paths)}")

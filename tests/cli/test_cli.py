@@ -372,12 +372,18 @@ def test_ls_shows_recipes_and_components() -> None:
     assert "convert.neuron.surrogate" in spikeprop("ls", "convert.neuron.surrogate").output
     assert spikeprop("ls", "loss").output == spikeprop("ls", "losses").output
     assert "EachStep" not in spikeprop("ls", "Loss").output
+    fits = spikeprop("ls", "muonsgd").output
+    assert fits.count("spikeprop.learn.MuonSGD(lr=0.1") == 1
+    assert "train.optimizer" in fits
+    assert "Adam" not in fits
+    assert spikeprop("ls", "spikeprop.learn.MuonSGD").output == fits
+    assert "did you mean 'MuonSGD'" in " ".join(spikeprop("ls", "MuonSDG").output.split())
     slip = spikeprop("ls", "run")
     assert slip.exit_code != 0
     assert "did you mean 'runs'" in " ".join(slip.output.split())
     unknown = spikeprop("ls", "quantum")
     assert unknown.exit_code != 0
-    assert "'quantum' is not a slot; known: " in " ".join(unknown.output.split())
+    assert "'quantum' is neither a slot nor a component; known: " in " ".join(unknown.output.split())
 
 
 def test_check_names_mistakes() -> None:
