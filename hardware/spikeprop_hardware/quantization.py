@@ -204,8 +204,14 @@ def quantize_network(
     input_limit: float | None = None,
     timesteps: int | None = None,
     widths: Widths = LOIHI,
+    known: Mapping[str, tuple[IntegerPopulation, LayerReport]] | None = None,
 ) -> Quantized:
-    """``quantize`` for a network that is laid out already."""
+    """``quantize`` for a network that is laid out already.
+
+    Args:
+        network, input_limit, timesteps, widths: as of ``quantize``.
+        known: layers by name that were quantised before, with the same limit and steps, and are taken as they are.
+    """
     weighted = [p.name for p in network.populations if not p.pools]
     if isinstance(widths.bits, Mapping) and (unknown := widths.bits.keys() - set(weighted)):
         raise HardwareError(f"bits are given for {sorted(unknown)}; layers with weights are {', '.join(weighted)}")
@@ -224,7 +230,12 @@ def quantize_network(
     report = []
     sources = {p.name: p for p in network.populations}
     for population in network.populations:
-        quantized, layer = _counting(population) if population.pools else _Quantizer(population, sources, made, widths).quantize()
+        if known is not None and population.name in known:
+            quantized, layer = known[population.name]
+        elif population.pools:
+            quantized, layer = _counting(population)
+        else:
+            quantized, layer = _Quantizer(population, sources, made, widths).quantize()
         made.populations.append(quantized)
         report.append(layer)
     return Quantized(made, report)

@@ -19,11 +19,11 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import nir
 import numpy as np
 import spikeprop_hardware as hardware
 import torch
 from spikeprop_hardware.grids import FORMATS, Bits
+from spikeprop_hardware.quantization import Widths, quantize_network
 from torch import Tensor
 
 from spikeprop.deploy.comparison import encoded, held, input_limit_of
@@ -39,20 +39,23 @@ class _Integers:
     """A network and its encoded samples, simulated in any format."""
 
     def __init__(self, network: SpikingNetwork, images: Any, timesteps: int | None, per_channel: bool):
-        self.graph: nir.NIRGraph = to_nir(network)
+        self.plan = hardware.lay_out(to_nir(network))
         self.per_channel, self.limit = per_channel, input_limit_of(network, images)
         with torch.no_grad():
             parts = [images[i : i + BATCH] for i in range(0, len(images), BATCH)]
             self.inputs = [encoded(network, part, timesteps) for part in parts]
         self.lengths = [time_first(network, part)[1] for part in parts]
         self.steps = self.inputs[0].shape[1]
-        self.layers = [p.name for p in hardware.lay_out(self.graph).populations if not p.pools]
+        self.layers = [p.name for p in self.plan.populations if not p.pools]
+        self._known: dict[str, Any] = {}  # at 8 bits
 
     def run(self, bits: Bits | Mapping[str, Bits]) -> tuple[np.ndarray, list[Any]]:
-        """Outputs (B, K) at each sample's last step, and the quantisation's report."""
-        made, report = hardware.quantize(
-            self.graph, input_limit=self.limit, timesteps=self.steps, bits=bits, per_channel=self.per_channel
-        )
+        """Outputs (B, K) at each sample's last step, and the quantisation's report; of bits by layer the others have 8."""
+        widths = Widths.of(None, bits, self.per_channel)
+        known = {n: layer for n, layer in self._known.items() if n not in bits} if isinstance(bits, Mapping) else {}
+        made, report = quantize_network(self.plan, self.limit, self.steps, widths, known)
+        if bits == 8:
+            self._known = {p.name: (p, layer) for p, layer in zip(made.populations, report)}
         simulator = hardware.Simulator(made)
         outputs = [hardware.simulate(simulator, x, backend="reference", precision="fixed", record=_NOTHING) for x in self.inputs]
         last = [held(o.output, lengths)[:, -1] for o, lengths in zip(outputs, self.lengths)]
@@ -157,8 +160,8 @@ def mixed_precision(
     """
     integers = _Integers(network, images, timesteps, per_channel)
     wanted, _ = integers.run(8)
-    plan, losses = hardware.lay_out(integers.graph), {}
-    taken = {b: {layer.name: layer.cores for layer in _budget(plan, b).layers} for b in formats}
+    losses: dict[str, dict[int, float]] = {}
+    taken = {b: {layer.name: layer.cores for layer in _budget(integers.plan, b).layers} for b in formats}
     for name in integers.layers:
         losses[name] = {b: 0.0 if b == 8 else _change(integers.run({name: b})[0], wanted) ** 2 for b in formats}
     fixed = sum(count for name, count in taken[formats[0]].items() if name not in integers.layers)
