@@ -67,19 +67,13 @@ def finetuning_recipe(
     tree["evaluate"]["timesteps"] = sorted({*tree["evaluate"]["timesteps"], steps})
     network_row = ("network", f"fine-tuned at T = {recorded['timesteps']}, and trained further")
     rows = _origin(run) + ([network_row] if further else _with_gradient(tree, steps))
-    for text in overrides:
-        if further and re.match(r"convert\b", text):
-            raise RunError(
-                f"{text}: the fine-tuned network of {shown(folder)} is trained further as it is; to convert anew, give "
-                "--network converted"
-            )
-    _override(tree, overrides, folder)
+    _override(tree, overrides, folder, further)
     if tree["finetune"].get("start") != start:
         raise RunError(
             "finetune.start: --network says which network is trained (converted, finetuned); set other keys one by one"
         )
-    name = run.recipe if further and run.recipe.endswith("-finetuned") else f"{run.recipe}-finetuned"
-    recipe = Recipe(name, check(tree))
+    ending = "" if further and run.recipe_name.endswith("-finetuned") else "-finetuned"
+    recipe = Recipe(f"{run.recipe_name}{ending}", check(tree))
     if not recipe.experiment.finetune.epochs:
         raise RunError("finetune.epochs=0 trains nothing; to convert without fine-tuning, use `spikeprop convert`")
     return recipe, rows + _chosen(recipe.experiment.finetune)
@@ -119,7 +113,7 @@ def conversion_recipe(
     if root is not None:
         tree["data"]["root"] = root
     _override(tree, overrides, folder)
-    recipe = Recipe(f"{run.recipe}-converted", check(tree))
+    recipe = Recipe(f"{run.recipe_name}-converted", check(tree))
     return recipe, _origin(run) + conversion_rows(recipe.experiment)
 
 
@@ -159,12 +153,17 @@ def _origin(run: RunRecord) -> list[tuple[str, str]]:
     return [("from", f"{shown(run.path)}, ANN {found['accuracy']:.2f} %")] if "accuracy" in found else []
 
 
-def _override(tree: dict[str, Any], overrides: Iterable[str], folder: Path) -> None:
+def _override(tree: dict[str, Any], overrides: Iterable[str], folder: Path, further: bool = False) -> None:
+    """Set values of the recipe, but none of what is taken over: the ANN, and the network that is trained ``further``."""
+    ann = f"the trained ANN of {shown(folder)} is taken over as it is; for another one run the recipe again"
+    kept = {"ann": ann, "train": ann}
+    if further:
+        again = "to convert anew, give --network converted"
+        kept["convert"] = f"the fine-tuned network of {shown(folder)} is trained further as it is; {again}"
     for text in overrides:
-        if re.match(r"(ann|train)\b", text):
-            raise RunError(
-                f"{text}: the trained ANN of {shown(folder)} is taken over as it is; for another one run the recipe again"
-            )
+        section = re.split(r"[.=]", text, maxsplit=1)[0]
+        if section in kept:
+            raise RunError(f"{text}: {kept[section]}")
         override(tree, text)
 
 

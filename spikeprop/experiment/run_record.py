@@ -64,10 +64,19 @@ class RunRecord:
         return self.path.resolve().name
 
     @property
-    def recipe(self) -> str:
+    def recipe_name(self) -> str:
         """Name of its recipe."""
-        name = str(self.about.get("name") or (self.report or {}).get("name", "unknown"))
-        return f"{name}, smoke" if self.about.get("smoke") else name
+        return str(self.about.get("name") or (self.report or {}).get("name", "unknown"))
+
+    @property
+    def smoke(self) -> bool:
+        """Whether it is a smoke run, or made from one: its figures are no results."""
+        return bool(self.about.get("smoke"))
+
+    @property
+    def recipe(self) -> str:
+        """Name of its recipe, with the mark of a smoke run."""
+        return f"{self.recipe_name}, smoke" if self.smoke else self.recipe_name
 
     @property
     def settings(self) -> dict[str, Any]:
