@@ -78,6 +78,7 @@ def run_in_folder(
     from spikeprop.experiment.context import Context
     from spikeprop.experiment.optimizers import fixed_rates
     from spikeprop.experiment.run_folder import RunFolder, check_same
+    from spikeprop.experiment.run_record import RunRecord
     from spikeprop.experiment.trained_ann import check_same_training, find_start, take_over
     from spikeprop.runtime.files import check_writable
     from spikeprop.runtime.imports import note_foreign_names
@@ -94,6 +95,8 @@ def run_in_folder(
         check_same(path, loaded.describe())
         if trained is not None and same_training:
             check_same_training(trained, loaded)
+        sources = [folder for folder in (path, trained) if folder is not None and (folder / "run.json").is_file()]
+        smoke |= any(RunRecord.read(folder).smoke for folder in sources)  # a result of a smoke run's network is none
         start = find_start(path, loaded, trained)
         _check(loaded.experiment, here=True)  # before the folder is made, since a folder belongs to one recipe
     with processes() as group:

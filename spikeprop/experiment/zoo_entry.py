@@ -37,7 +37,7 @@ def add_entry(
     if not NAME.fullmatch(name):
         raise CheckpointError(f"{name!r} is no name of a zoo's network: small letters, digits, '-' and '_'")
     record = RunRecord.read(run)
-    if record.report is None or not record.pipeline or record.about.get("smoke"):
+    if record.report is None or not record.pipeline or record.smoke:
         raise CheckpointError(f"{run} has no report of a complete run ({record.state}, {record.recipe}); finish one first")
     (file,) = find_checkpoints(run, [network] if network else [])
     if file.stem == "ann" and not {"data", "ann"} <= record.stages.keys():

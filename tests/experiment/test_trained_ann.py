@@ -9,6 +9,7 @@ import pytest
 from click.testing import CliRunner
 
 from spikeprop.cli import main
+from spikeprop.experiment.run_record import RunRecord
 from spikeprop.runtime.zoo_index import VARIABLE
 
 RECIPE = "digits_cnn_stdb"
@@ -25,6 +26,13 @@ def test_one_training_serves_two_conversions_and_another_one_is_refused(tmp_path
     assert (second / "ann.safetensors").read_bytes() == (first / "ann.safetensors").read_bytes()
     curves = [[x for x in (path / "metrics.jsonl").read_text().splitlines() if '"ann"' in x] for path in (first, second)]
     assert curves[0] == curves[1] != []  # with its seconds: not trained again
+    finetune = ("simulate.samples=0", "--out", str(tmp_path / "tuned"))
+    tuned = CliRunner().invoke(main, ["finetune", str(first), *finetune])  # of a smoke run's network no figure is a result
+    assert tuned.exit_code == 0, tuned.output
+    assert "digits_cnn_stdb-finetuned, smoke run: not a result" in tuned.output
+    assert RunRecord.read(tmp_path / "tuned").recipe == "digits_cnn_stdb-finetuned, smoke"
+    again = CliRunner().invoke(main, ["run", str(tmp_path / "tuned" / "recipe.yaml"), "--out", str(tmp_path / "tuned")])
+    assert "smoke run: not a result" in again.output
     refused = run("train.lr=0.05", "--ann", str(first), "--out", str(tmp_path / "third"))
     assert refused.exit_code == 1
     assert "they differ in train" in refused.output
