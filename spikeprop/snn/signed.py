@@ -11,12 +11,20 @@ sum keeps it from falling below 0, as a ReLU's output does; with ``rectify=False
 for the identity: the sum sent is that of the input, rounded. (One level: Wang et al. 2022, "Signed Neuron with Memory: Towards
 Simple, Accurate and High-Efficient ANN-SNN Conversion"; here a neuron takes back at once below 0, which rounds exactly, theirs a
 threshold lower. Several: the levels of H-MT, AAAI 2026.)
+
+The gradient passes straight through the rounding (Bengio et al. 2013, arXiv:1308.3432). Where a step sends all that is due, a
+change of u is sent on at once, and what is left does not depend on it; elsewhere (a sum below 0, or more due than 2^n - 1)
+nothing is sent of it, and the potential keeps it for later steps. So with g the gradients and v after step t in [0, q] or not,
+
+    g_u[t] = g_o[t] / q  if 0 <= v[t] <= q, else g_v[t];    g_v[t-1] = g_I[t] = g_u[t]
+
+which is the derivative of the ReLU that the sum sent stands for, clipped where payloads are.
 """
 
 from __future__ import annotations
 
 import math
-from typing import ClassVar, TypeGuard
+from typing import Any, ClassVar, TypeGuard
 
 import torch
 from torch import Tensor
@@ -29,9 +37,9 @@ MOST_LEVELS = 7  # payloads travel as int8
 
 
 class GradedIF(Neuron):
-    """Integrate-and-fire without leak, whose spikes carry an integer of ``levels`` bits and a sign. No gradient passes.
+    """Integrate-and-fire without leak, whose spikes carry an integer of ``levels`` bits and a sign.
 
-    For conversion without training, in few steps. Every spike stands for its payload times ``spike_size``. Hardware needs graded
+    For conversion in few steps; fine-tuning passes gradients straight through the rounding (see the module), so a surrogate is not used. Every spike stands for its payload times ``spike_size``. Hardware needs graded
     spikes, as Loihi 2 has them: a synapse multiplies by the payload, which SynOps and energy count as one addition a bit.
 
     Args:
@@ -81,21 +89,10 @@ class GradedIF(Neuron):
         """A ReLU, clipped at the ceiling, or the identity."""
         return super().activation(total, ceiling) if self.rectify else total
 
-    def refuse_gradients(self, currents: Tensor) -> None:
-        """Raise ValueError where somebody trains through the layer."""
-        if self.training and torch.is_grad_enabled() and currents.requires_grad:
-            raise ValueError(
-                f"{type(self).__name__} passes no gradient: fine-tune a network of IF neurons instead, or leave fine-tuning out "
-                "(epochs: 0)"
-            )
-
     def run(self, currents: Tensor, state: NeuronState) -> tuple[Tensor, NeuronState]:
-        self.refuse_gradients(currents)
-        currents = currents.detach()
         assert state.sent is not None
-        v, sent = (t.clone(memory_format=torch.contiguous_format) for t in (state.v, state.sent))
-        spikes = torch.empty_like(currents, memory_format=torch.contiguous_format)
-        scan(currents, self.spike_size.to(v), self.payload, v, sent, spikes)
+        unit = self.spike_size.to(currents)
+        spikes, v, sent = _StraightThrough.apply(currents, state.v, state.sent, unit, self.payload)  # type: ignore[misc]
         return spikes, NeuronState(v, None, sent)
 
     def extra_repr(self) -> str:
@@ -106,9 +103,9 @@ class GradedIF(Neuron):
 
 
 class SignedIF(GradedIF):
-    """Integrate-and-fire without leak, whose spikes are 1 and -1: ``GradedIF(levels=1)``. No gradient passes.
+    """Integrate-and-fire without leak, whose spikes are 1 and -1: ``GradedIF(levels=1)``.
 
-    For conversion without training to spikes of one bit and a sign, in 8 to 32 steps. A spike either way is an
+    For conversion to spikes of one bit and a sign, in 8 to 32 steps; in fewer after fine-tuning. A spike either way is an
     event of the same cost, and hardware needs events that carry a sign. The packed engine runs it where gradients are off
     (``torch.no_grad``).
 
@@ -122,6 +119,30 @@ class SignedIF(GradedIF):
         self, *, v_threshold: float = 1.0, v_init: float = 0.5, surrogate: Surrogate | None = None, rectify: bool = True
     ):
         super().__init__(levels=1, v_threshold=v_threshold, v_init=v_init, surrogate=surrogate, rectify=rectify)
+
+
+class _StraightThrough(torch.autograd.Function):
+    """``scan`` of K steps, with the gradient of the module's paragraph."""
+
+    @staticmethod
+    def forward(ctx: Any, currents: Tensor, v: Tensor, sent: Tensor, unit: Tensor, payload: int) -> tuple[Tensor, Tensor, Tensor]:
+        after_v, after_sent = (t.clone(memory_format=torch.contiguous_format) for t in (v, sent))
+        spikes = torch.empty_like(currents, memory_format=torch.contiguous_format)
+        scan(currents, unit, payload, after_v, after_sent, spikes)
+        ctx.mark_non_differentiable(after_sent)
+        ctx.save_for_backward(currents, v, spikes, unit)
+        return spikes, after_v, after_sent
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        currents, v, spikes, unit = ctx.saved_tensors
+        v_K = v + torch.cumsum(currents - spikes * unit, 0)
+        whole_K = (v_K >= 0) & (v_K <= unit)  # all that was due is sent
+        grad, found = grads[1], []
+        for by_spikes, whole in zip((grads[0] / unit).flip(0), whole_K.flip(0)):
+            grad = torch.where(whole, by_spikes, grad)
+            found.append(grad)
+        return torch.stack(found[::-1]), grad, None, None, None
 
 
 def takes_back(neuron: LayerDynamics) -> TypeGuard[GradedIF]:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from spikeprop import ALIF, IF, LIF, PLIF, CubaLIF, Direct, Poisson, SignedIF
+from spikeprop import ALIF, IF, LIF, PLIF, CubaLIF, Direct, GradedIF, Poisson, SignedIF
 from spikeprop.snn import STDB, ATan, Encoder, FastSigmoid, Layer, Neuron, SpikingNetwork, Synapse, Triangle
 from spikeprop.snn.dynamics import LayerDynamics, NeuronState
 from spikeprop.snn.engine import batch, weighted_run
@@ -167,6 +167,16 @@ def test_signed_spikes(encoder: Encoder, pool: bool, how_events: None) -> None:
     assert all(set(spikes[name].unique().tolist()) == {-1, 0, 1} for name in ("b", "c"))
 
 
+@pytest.mark.parametrize("make", [SignedIF, partial(GradedIF, levels=2, rectify=False)], ids=["signed", "graded"])
+def test_gradients_of_signed_and_graded_spikes(make: Any) -> None:
+    for encoder in (Direct(), Poisson()):
+        network = network_of(make, encoder, pool=make is SignedIF)
+        network.neurons()["a"].set_threshold((torch.arange(34.0).view(34, 1, 1) + 16) / 32)
+        for timesteps, chunks in ((9, (9, 4, 1)), (1, (1,))):
+            gradients = check_gradients(network, images(), timesteps, chunks)
+            assert all(gradient.abs().max() > 0 for gradient in gradients.values())
+
+
 def test_max_pooling_forward_and_backward(how_events: None) -> None:
     for encoder in (Direct(), Poisson()):
         network = network_of(lambda: LIF(leak=0.5, v_threshold=0.5, surrogate=Triangle()), encoder, pool=True, exact=True)
@@ -301,16 +311,6 @@ def test_a_neuron_without_a_step_is_refused() -> None:
 
     with pytest.raises(TypeError, match=r"Nothing defines neither step\(current, state\) nor run"):
         Nothing()
-
-
-def test_signed_neurons_with_gradients_stay_on_the_reference() -> None:
-    network, x = network_of(SignedIF, Direct()).eval(), images()
-    assert not batch.supports(network, x)
-    with torch.no_grad():
-        assert batch.supports(network, x)
-    network.train()
-    with pytest.raises(ValueError, match="SignedIF passes no gradient"):
-        network(x, 2)
 
 
 OWN_STATE = {
