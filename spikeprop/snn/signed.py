@@ -39,8 +39,9 @@ MOST_LEVELS = 7  # payloads travel as int8
 class GradedIF(Neuron):
     """Integrate-and-fire without leak, whose spikes carry an integer of ``levels`` bits and a sign.
 
-    For conversion in few steps; fine-tuning passes gradients straight through the rounding (see the module), so a surrogate is not used. Every spike stands for its payload times ``spike_size``. Hardware needs graded
-    spikes, as Loihi 2 has them: a synapse multiplies by the payload, which SynOps and energy count as one addition a bit.
+    For conversion in few steps, and fine-tuning, whose gradients pass straight through the rounding: no surrogate is used. Every
+    spike stands for its payload times ``spike_size``. Hardware needs graded spikes, as Loihi 2 has them: a synapse multiplies by
+    the payload, which SynOps and energy count as one addition a bit.
 
     Args:
         levels: n; payloads reach from -(2^n - 1) to 2^n - 1, n at most 7.
