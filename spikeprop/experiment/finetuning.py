@@ -168,7 +168,7 @@ def _override(tree: dict[str, Any], overrides: Iterable[str], folder: Path) -> N
 
 
 def _network(tree: dict[str, Any], steps: int) -> list[tuple[str, str]]:
-    """Keep the converted network's neurons; graded ones that were calibrated for other steps are calibrated for those of training."""
+    """Keep the converted network's neurons; graded ones that were calibrated for other steps are so for those of training."""
     convert = tree["convert"]
     neuron = check_component(Neuron, convert["neuron"], "convert.neuron")
     found, calibrated = f"{neuron.use}, as converted", convert["calibrator"].get("timesteps")

@@ -64,7 +64,7 @@ class DifferentialIF(GradedIF):
     def run(self, currents: Tensor, state: Any) -> tuple[Tensor, Any]:
         if self.training and torch.is_grad_enabled() and currents.requires_grad:
             raise ValueError(
-                "DifferentialIF passes no gradient: fine-tune a network of GradedIF neurons, and let those send differences afterwards"
+                "DifferentialIF passes no gradient: fine-tune a network of GradedIF neurons, and let these send differences then"
             )
         v, mean, steps = state
         unit, most, sent = self.spike_size.to(currents), self.payload, []
