@@ -28,6 +28,7 @@ from typing import Any, ClassVar, TypeGuard
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from spikeprop.snn.dynamics import LayerDynamics, NeuronState
 from spikeprop.snn.neuron import Neuron
@@ -135,15 +136,12 @@ class _StraightThrough(torch.autograd.Function):
         return spikes, after_v, after_sent
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         currents, v, spikes, unit = ctx.saved_tensors
-        v_K = v + torch.cumsum(currents - spikes * unit, 0)
-        whole_K = (v_K >= 0) & (v_K <= unit)  # all that was due is sent
-        grad, found = grads[1], []
-        for by_spikes, whole in zip((grads[0] / unit).flip(0), whole_K.flip(0)):
-            grad = torch.where(whole, by_spikes, grad)
-            found.append(grad)
-        return torch.stack(found[::-1]), grad, None, None, None
+        found, first = (grad.clone(memory_format=torch.contiguous_format) for grad in grads[:2])
+        (_scan_back_on_cpu if _on_cpu(currents) else _scan_back)(found, currents, spikes, unit, v, first)
+        return found, first, None, None, None
 
 
 def takes_back(neuron: LayerDynamics) -> TypeGuard[GradedIF]:
@@ -162,8 +160,12 @@ def scan(currents: Tensor, unit: Tensor, payload: int, v: Tensor, sent: Tensor, 
         payload: the largest.
         spikes: contiguous, overwritten; of the currents' type or int8.
     """
-    on_cpu = currents.device.type == "cpu" and currents.dtype in (torch.float32, torch.float64)
-    return (_scan_on_cpu if on_cpu else _scan)(currents, unit, payload, v, sent, spikes)
+    return (_scan_on_cpu if _on_cpu(currents) else _scan)(currents, unit, payload, v, sent, spikes)
+
+
+def _on_cpu(currents: Tensor) -> bool:
+    """Whether the loops over memory run them."""
+    return currents.device.type == "cpu" and currents.dtype in (torch.float32, torch.float64)
 
 
 def _scan(currents: Tensor, unit: Tensor, payload: int, v: Tensor, sent: Tensor, spikes: Tensor) -> int:
@@ -186,11 +188,8 @@ def _scan_on_cpu(currents: Tensor, unit: Tensor, payload: int, v: Tensor, sent: 
     from spikeprop.snn.engine.kernels import neuron_loops  # here, since it brings Numba
     from spikeprop.snn.engine.kernels.cpu import in_ranges
 
-    unit_N = unit.detach().to(v).expand(v.shape[1:]).reshape(-1).numpy()
-    tensors = (currents.contiguous(), v, sent, spikes)
-    flat = [t.detach().reshape(*t.shape[: t.dim() - v.dim() + 1], -1).numpy() for t in tensors]
-    current_KBN, v_BN, sent_BN, spikes_KBN = flat
-    most = v_BN.dtype.type(payload)
+    current_KBN, v_BN, sent_BN, spikes_KBN = (_flat(t, v) for t in (currents.contiguous(), v, sent, spikes))
+    unit_N, most = _by_neuron(unit, v), v_BN.dtype.type(payload)
 
     def work(first: int, last: int) -> int:
         if payload == 1:
@@ -198,3 +197,31 @@ def _scan_on_cpu(currents: Tensor, unit: Tensor, payload: int, v: Tensor, sent: 
         return neuron_loops.scan_graded(current_KBN, unit_N, most, v_BN, sent_BN, spikes_KBN, first, last)
 
     return sum(in_ranges(len(v), work))
+
+
+def _scan_back(grad: Tensor, currents: Tensor, spikes: Tensor, unit: Tensor, v: Tensor, grad_v: Tensor) -> None:
+    """The gradient, step by step: ``grad`` (K, B, ...) of the spikes becomes that of the currents, ``grad_v`` that of ``v``."""
+    after_K = v + torch.cumsum(currents - spikes * unit, 0)
+    for k in range(len(grad) - 1, -1, -1):
+        whole = (after_K[k] >= 0) & (after_K[k] <= unit)
+        grad[k] = torch.where(whole, grad[k] / unit, grad_v)
+        grad_v.copy_(grad[k])
+
+
+def _scan_back_on_cpu(grad: Tensor, currents: Tensor, spikes: Tensor, unit: Tensor, v: Tensor, grad_v: Tensor) -> None:
+    """The same in one pass over memory."""
+    from spikeprop.snn.engine.kernels import neuron_loops  # here, since it brings Numba
+    from spikeprop.snn.engine.kernels.cpu import in_ranges
+
+    grad_KBN, current_KBN, spikes_KBN = (_flat(t, v) for t in (grad, currents.contiguous(), spikes))
+    v_BN, grad_v_BN, unit_N = _flat(v.contiguous(), v), _flat(grad_v, v), _by_neuron(unit, v)
+    in_ranges(len(v), lambda a, b: neuron_loops.scan_back(grad_KBN, current_KBN, spikes_KBN, unit_N, v_BN, grad_v_BN, a, b))
+
+
+def _flat(tensor: Tensor, v: Tensor) -> Any:
+    """Its memory as an array, whose last axis is the neurons of a sample of ``v``."""
+    return tensor.detach().reshape(*tensor.shape[: tensor.dim() - v.dim() + 1], -1).numpy()
+
+
+def _by_neuron(unit: Tensor, v: Tensor) -> Any:
+    return unit.detach().to(v).expand(v.shape[1:]).reshape(-1).numpy()

@@ -16,7 +16,7 @@ from spikeprop.errors import NirError
 from spikeprop.learn import Cosine, fit, load_checkpoint, load_model, save_checkpoint
 from spikeprop.snn.engine.layerwise import LayerwiseRun
 from spikeprop.snn.pooling import SpikingMaxPool
-from spikeprop.snn.signed import _scan, _scan_on_cpu
+from spikeprop.snn.signed import _scan, _scan_back, _scan_back_on_cpu, _scan_on_cpu
 
 
 def test_trace_by_hand() -> None:
@@ -130,6 +130,20 @@ def test_gradient_by_hand() -> None:
     weights = torch.tensor([1.0, 2, 4, 8, 16, 32], dtype=torch.float64)
     (found,) = torch.autograd.grad((weights @ spikes).sum() + 64 * state.v.sum(), currents)
     assert found.flatten().tolist() == [1, 2, 8, 8, 64, 64]  # what step 3 did not take back, step 4 sends less
+
+
+def test_the_gradients_loop_over_memory_once_is_the_definition() -> None:
+    draws = torch.Generator().manual_seed(1)
+    currents = torch.randn(9, 5, 3, 4, 6, generator=draws, dtype=torch.float64).transpose(3, 4)  # not contiguous
+    v, grad_v = (torch.rand(5, 3, 6, 4, generator=draws, dtype=torch.float64) for _ in range(2))
+    unit = torch.rand(3, 1, 1, generator=draws, dtype=torch.float64) + 0.5
+    spikes, grad = (torch.randn(9, 5, 3, 6, 4, generator=draws, dtype=torch.float64) for _ in range(2))
+    spikes = (2 * spikes).round()
+    found = [(grad.clone(), grad_v.clone()) for _ in range(2)]
+    for run, (of_currents, of_v) in zip((_scan_back, _scan_back_on_cpu), found):
+        run(of_currents, currents, spikes, unit, v, of_v)
+    torch.testing.assert_close(found[0], found[1])
+    assert 0.05 < (found[0][0] == grad / unit).double().mean() < 0.9
 
 
 @pytest.mark.parametrize("neuron", [SignedIF(v_threshold=0.3), GradedIF(levels=3, v_threshold=1.2)], ids=["signed", "graded"])
