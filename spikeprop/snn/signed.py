@@ -93,9 +93,10 @@ class GradedIF(Neuron):
 
     def run(self, currents: Tensor, state: NeuronState) -> tuple[Tensor, NeuronState]:
         assert state.sent is not None
-        unit = self.spike_size.to(currents)
-        spikes, v, sent = _StraightThrough.apply(currents, state.v, state.sent, unit, self.payload)  # type: ignore[misc]
-        return spikes, NeuronState(v, None, sent)
+        wide = currents.float() if currents.element_size() < 4 else currents  # a potential adds up what bfloat16 would round away
+        given = (state.v.to(wide), state.sent.to(wide), self.spike_size.to(wide))
+        spikes, v, sent = _StraightThrough.apply(wide, *given, self.payload)  # type: ignore[misc]
+        return spikes.to(currents.dtype), NeuronState(v, None, sent)
 
     def extra_repr(self) -> str:
         theta = self.v_threshold.detach()

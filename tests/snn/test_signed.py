@@ -68,6 +68,16 @@ def test_the_loop_over_memory_once_is_the_definition(dtype: torch.dtype) -> None
     assert (found[0][2] < 0).any()
 
 
+def test_potentials_of_autocast_are_single_precision() -> None:
+    currents = (torch.randn(50, 400, generator=torch.Generator().manual_seed(0)) + 0.2).bfloat16()
+    neuron = GradedIF(levels=2)
+    wanted, after = neuron.run(currents.float(), neuron.initial_state(currents[0].float()))
+    found, state = neuron.run(currents, neuron.initial_state(currents[0]))
+    assert found.dtype == torch.bfloat16
+    assert torch.equal(found.float(), wanted)
+    assert torch.equal(state.v, after.v)
+
+
 def test_max_pooling_of_signed_spikes_keeps_the_largest_count() -> None:
     pool = SpikingMaxPool(2)
     spikes = torch.tensor([[1.0, 0, 0, 0], [-1, 1, 0, 0], [0, 1, 0, 0], [0, -1, 1, 0]]).reshape(4, 1, 1, 2, 2)
