@@ -21,7 +21,10 @@ from spikeprop import (
     Digits,
     Direct,
     Frames,
+    GradedIF,
+    MaxActivation,
     Poisson,
+    SignedIF,
     ThresholdBalancing,
     convert,
     fit,
@@ -64,6 +67,35 @@ def test_spikes_of_the_rounded_network_are_the_chips(seed: int, reset: str) -> N
     assert wrong == 0 or (low and wrong < 0.02 * total)
     if not wrong:
         np.testing.assert_allclose(theirs.output * chip.populations[-1].unit, output, atol=0.05 if low else 1e-4)
+
+
+@pytest.mark.parametrize("neuron", [SignedIF(), GradedIF(levels=3), GradedIF(levels=2, v_init=0.3)], ids=str)
+def test_payloads_of_the_rounded_network_are_the_chips(neuron: SignedIF | GradedIF) -> None:
+    torch.manual_seed(0)
+    ann = CNN(input_shape=(2, 8, 8), classes=4, plan=[6, "A", 8, "A"], hidden=[16])
+    network = convert(ann, [torch.rand(16, 2, 8, 8)], neuron, MaxActivation(per="channel"))
+    chip = quantize(to_nir(network), input_limit=4.0).network
+    grids = find_grids(network, 4.0)
+    images = torch.rand(4, 2, 8, 8) * 2 - 1
+    with rounded(network, grids):
+        ours, output = record(network, grids.round_input(network, images), 6)
+        inputs = ours.pop(INPUT)
+    theirs = Simulator(chip).run(inputs)
+    for name, train in ours.items():
+        assert train.min() < 0 < train.max() <= 2**neuron.levels - 1, name
+        np.testing.assert_array_equal(train.reshape(theirs.spikes[name].shape), theirs.spikes[name])
+    np.testing.assert_allclose(theirs.output * chip.populations[-1].unit, output, atol=1e-4)
+    network.zero_grad()
+    y = torch.randint(0, 4, (4,))
+    QuantisedBPTT(timesteps=6, input_limit=4.0).step(network, images, y)
+    rounded_gradients = {name: p.grad.clone() for name, p in network.named_parameters() if p.grad is not None}
+    network.zero_grad()
+    BPTT(timesteps=6).step(network, images, y)
+    for name, parameter in network.named_parameters():
+        assert parameter.grad is not None
+        found, plain = rounded_gradients[name].flatten(), parameter.grad.flatten()
+        assert torch.nn.functional.cosine_similarity(found, plain, 0) > 0.6, name
+        assert 0.5 < found.norm() / plain.norm() < 2, name
 
 
 def test_values_come_back_and_gradients_pass_straight_through() -> None:
