@@ -195,10 +195,10 @@ def test_truncated_gradient_is_that_of_a_loop_that_detaches() -> None:
 
 def test_truncated_gradient_through_payloads_is_that_of_a_loop_that_detaches() -> None:
     """Payloads by a closed form, and straight-through by torch alone: no step's derivative is written down."""
-    one, k, most = network(5, 4, neuron=lambda: GradedIF(levels=2, v_threshold=0.5)), 3, 3
+    one, k, most = network(5, 4, neuron=lambda: GradedIF(levels=2, v_threshold=0.25)), 2, 3
     total = one.over_time(X.transpose(0, 1)).detach().sum(0).requires_grad_()
     nn.functional.cross_entropy(total, Y).backward()
-    by_value, copied, q = total.grad, copy.deepcopy(one), 0.25
+    by_value, copied, q = total.grad, copy.deepcopy(one), 0.125
     v = [torch.full((3, n), q / 2, dtype=torch.float64) for n in (5, 4)]
     sent, cases = [torch.zeros_like(part) for part in v], set()
     for t in range(T):
