@@ -91,7 +91,7 @@ class DifferentialIF(GradedIF):
 
 
 def _as(kind: type[Kind], neuron: GradedIF) -> Kind:
-    made = kind(levels=neuron.levels, surrogate=neuron.surrogate, rectify=neuron.rectify).to(neuron.v_threshold)
+    made = kind(levels=neuron.levels, rectify=neuron.rectify).to(neuron.v_threshold)
     made.set_threshold(neuron.v_threshold)
     made.v_init = neuron.v_init.clone()
     return made.train(neuron.training)

@@ -40,15 +40,16 @@ MOST_LEVELS = 7  # payloads travel as int8
 class GradedIF(Neuron):
     """Integrate-and-fire without leak, whose spikes carry an integer of ``levels`` bits and a sign.
 
-    For conversion in few steps, and fine-tuning, whose gradients pass straight through the rounding: no surrogate is used. Every
-    spike stands for its payload times ``spike_size``. Hardware needs graded spikes, as Loihi 2 has them: a synapse multiplies by
-    the payload, which SynOps and energy count as one addition a bit.
+    For conversion in few steps, and fine-tuning, whose gradients pass straight through the rounding. Every spike stands for its
+    payload times ``spike_size``. Hardware needs graded spikes, as Loihi 2 has them: a synapse multiplies by the payload, which
+    SynOps and energy count as one addition a bit.
 
     Args:
         levels: n; payloads reach from -(2^n - 1) to 2^n - 1, n at most 7.
         v_threshold: the largest level, positive; a number here, one a neuron or a channel after calibration. A neuron fires above
             the smallest, ``spike_size``, which is what tables and pictures call its threshold.
         v_init: potential before the first step, as a fraction of the smallest level; 0.5 rounds.
+        surrogate: None; others are refused, since none is used.
         rectify: never take back more than was sent; without, the sum that is sent may fall below 0.
     """
 
@@ -65,7 +66,13 @@ class GradedIF(Neuron):
     ):
         if isinstance(levels, bool) or not isinstance(levels, int) or not 1 <= levels <= MOST_LEVELS:
             raise ValueError(f"levels is {levels!r}; a graded spike has 1 to {MOST_LEVELS} levels, since payloads are bytes")
-        super().__init__(v_threshold, 1.0, "subtract", v_init, surrogate)
+        if surrogate is not None:
+            raise ValueError(
+                f"{type(self).__name__} was given the surrogate {type(surrogate).__name__}, and uses none: a payload "
+                "is a rounded sum, and the gradient passes straight through the rounding; leave surrogate out"
+            )
+        super().__init__(v_threshold, 1.0, "subtract", v_init, None)
+        self.surrogate = None  # type: ignore[assignment]
         self.levels, self.rectify = levels, rectify
 
     @property
@@ -109,13 +116,12 @@ class SignedIF(GradedIF):
     """Integrate-and-fire without leak, whose spikes are 1 and -1: ``GradedIF(levels=1)``.
 
     For conversion to spikes of one bit and a sign, in 8 to 32 steps; in fewer after fine-tuning. A spike either way is an
-    event of the same cost, and hardware needs events that carry a sign. The packed engine runs it where gradients are off
-    (``torch.no_grad``).
+    event of the same cost, and hardware needs events that carry a sign.
 
     Args:
         v_threshold: positive; a number here, one a neuron or a channel after calibration.
         v_init: potential before the first step, as a fraction of the threshold; 0.5 rounds.
-        rectify: as of ``GradedIF``.
+        surrogate, rectify: as of ``GradedIF``.
     """
 
     def __init__(

@@ -7,13 +7,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 from torch.nn import functional as F
 
-from spikeprop import BPTT, CNN, IF, Digits, GradedIF, MaxActivation, SignedIF, convert, snn_accuracy
+from spikeprop import BPTT, CNN, IF, Digits, GradedIF, MaxActivation, SignedIF, convert, snn_accuracy, spiking
 from spikeprop.convert import LeastError, LightCalibration
 from spikeprop.deploy import from_nir, portable, to_nir
 from spikeprop.errors import NirError
 from spikeprop.learn import Cosine, fit, load_checkpoint, load_model, save_checkpoint
+from spikeprop.snn import STDB, DifferentialIF, Triangle
+from spikeprop.snn.description import describe, described_network
 from spikeprop.snn.engine.layerwise import LayerwiseRun
 from spikeprop.snn.pooling import SpikingMaxPool
 from spikeprop.snn.signed import _scan, _scan_back, _scan_back_on_cpu, _scan_on_cpu
@@ -201,6 +204,25 @@ def test_fine_tuning_at_one_step_learns(digits_cnn: CNN) -> None:
     optimizer = torch.optim.Adam(network.parameters(), lr=1e-2)
     history = fit(network, BPTT(timesteps=1), Digits().train(64, seed=0), optimizer, epochs=6, schedule=Cosine())
     assert history[-1]["accuracy"] > history[0]["accuracy"] + 2
+
+
+@pytest.mark.parametrize("kind", [GradedIF, SignedIF, DifferentialIF])
+def test_a_surrogate_is_refused_since_none_is_used(kind: type[GradedIF]) -> None:
+    with pytest.raises(ValueError, match=f"{kind.__name__} was given the surrogate STDB, and uses none: .* straight through"):
+        kind(surrogate=STDB())
+    kind(surrogate=None)  # as recipes in older run folders say
+
+
+def test_files_hold_no_surrogate_and_older_ones_that_do_are_read() -> None:
+    network = spiking(nn.Sequential(nn.Linear(3, 4), GradedIF(levels=2), nn.Linear(4, 4), IF(), nn.Linear(4, 2)), 3)
+    described = describe(network)
+    (graded,) = [layer["neuron"] for layer in described["layers"] if "GradedIF" in str(layer["neuron"])]
+    assert graded["settings"]["surrogate"] is None
+    graded["settings"]["surrogate"] = {"use": "spikeprop.snn.surrogate.STDB", "settings": {"alpha": 0.3, "beta": 0.01}}
+    again = described_network(described, network.state_dict())
+    assert str(again.layers) == str(network.layers)
+    read = from_nir(to_nir(network), surrogate=Triangle())
+    assert [type(neuron.surrogate) for neuron in read.neurons().values()] == [type(None), Triangle]
 
 
 def test_inference_needs_no_special_mode(digits_cnn: CNN) -> None:
