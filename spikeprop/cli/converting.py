@@ -170,13 +170,13 @@ def finetune(
     context: click.Context, folder: Path, overrides: tuple[str, ...], out: Path | None, threads: int | None,
     trusted: tuple[str, ...], **settings: Any,
 ) -> None:  # fmt: skip
-    """Fine-tune the converted network of FOLDER by spike-timing-dependent backpropagation, and report on it.
+    """Fine-tune the converted network of FOLDER by backpropagation through time, and report on it.
 
     A network that was fine-tuned before is trained further, also with fewer time steps (--timesteps).
 
     FOLDER is a run folder, or zoo:NAME of an ANN. The result is a run folder of its own; FOLDER stays as it is. Graded and signed
-    neurons pass no gradient, so a network that has them is converted again with IF neurons. KEY=VALUE sets anything of the
-    recipe: finetune.batch_size=16.
+    neurons that were calibrated for another number of steps are calibrated anew for that of the training. KEY=VALUE sets
+    anything of the recipe: finetune.batch_size=16.
     """
     import torch
 

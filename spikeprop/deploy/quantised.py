@@ -35,7 +35,20 @@ from spikeprop.deploy.writing import to_nir
 from spikeprop.errors import HardwareError
 from spikeprop.learn import BPTT
 from spikeprop.runtime.batches import Sequences
-from spikeprop.snn import ALIF, PLIF, ChannelPad, CubaLIF, Direct, Frames, Gain, Integrator, Layer, SpikingNetwork, Synapse
+from spikeprop.snn import (
+    ALIF,
+    PLIF,
+    ChannelPad,
+    CubaLIF,
+    Direct,
+    Frames,
+    Gain,
+    GradedIF,
+    Integrator,
+    Layer,
+    SpikingNetwork,
+    Synapse,
+)
 from spikeprop.snn.folding import needs_folding
 from spikeprop.snn.layer import OUTPUT
 
@@ -381,10 +394,11 @@ def _round_biases(values: _TemporaryValues, biases: list[Tensor], step: Tensor, 
 
 
 def _round_neuron(values: _TemporaryValues, neuron: Any, scale: Tensor) -> None:
-    theta = neuron.v_threshold.detach().double() * scale
+    times = 2 ** (neuron.levels - 1) if isinstance(neuron, GradedIF) else 1  # the chip holds the smallest level of a graded one
+    theta = neuron.v_threshold.detach().double() / times * scale
     held = torch.round(theta).clamp_(1, THETA_LIMIT)
     values.replace(neuron, "v_init", torch.round(neuron.v_init.double() * theta * 64) / 64 / held, 1.0)
-    values.replace(neuron, "v_threshold", held, scale)
+    values.replace(neuron, "v_threshold", held * times, scale)
     unity = DECAY_UNITY
     leak = 1 - torch.round((1 - neuron.leak.detach().double()) * unity).clamp_(0, unity - 1) / unity
     values.set(neuron.leak, leak, 1.0)

@@ -78,7 +78,7 @@ def from_nir(
         graph: graph of linear nodes, IF, LIF, CubaLIF, StepLIF, ALIF, GradedIF, integrators and max pooling, one input and one
             output; with edges back, subgraphs and delays of one step.
         encoder: from image to input; default what the graph's metadata names, or ``Direct()`` where it names none.
-        surrogate: for training; default ``STDB()``.
+        surrogate: for training; default ``STDB()``. Graded and signed neurons use none.
         dt: time step in the unit of tau, for LIF nodes that do not record one.
 
     Raises:
@@ -192,7 +192,7 @@ def _neuron(node: Any, name: str, surrogate: Surrogate | None, dt: float | None)
     common: dict[str, Any] = {"reset": read.reset, "surrogate": surrogate}
     neuron: Neuron
     if read.levels:
-        neuron = _graded(read, surrogate)
+        neuron = _graded(read)
     elif read.adaptation is not None:
         neuron = ALIF(**common)
         neuron.adaptation = _values(read.adaptation)
@@ -231,10 +231,10 @@ def _integrator(node: Any, name: str, dt: float | None) -> tuple[Integrator, tup
     return integrator, (gain,)
 
 
-def _graded(read: NeuronParameters, surrogate: Surrogate | None) -> GradedIF:
+def _graded(read: NeuronParameters) -> GradedIF:
     if read.levels == 1:
-        return SignedIF(surrogate=surrogate, rectify=read.rectify)
-    return GradedIF(levels=read.levels, surrogate=surrogate, rectify=read.rectify)
+        return SignedIF(rectify=read.rectify)
+    return GradedIF(levels=read.levels, rectify=read.rectify)
 
 
 def _dtype(graph: nir.NIRGraph) -> torch.dtype:

@@ -22,7 +22,6 @@ from spikeprop.runtime.files import file_hash
 from spikeprop.snn import Neuron
 from spikeprop.snn.signed import GradedIF
 
-NEURON = {"use": "IF", "v_init": 0.5, "surrogate": {"use": "STDB", "alpha": 0.3, "beta": 0.01}}
 DEFAULTS = {  # those of the recipes of small networks
     "rule": "BPTT",
     "optimizer": {"use": "Adam", "amsgrad": True},
@@ -66,7 +65,7 @@ def finetuning_recipe(
     tree["finetune"] = {**(recorded if recorded["epochs"] else DEFAULTS), "timesteps": steps, "start": start, **given}
     tree["evaluate"]["timesteps"] = sorted({*tree["evaluate"]["timesteps"], steps})
     network_row = ("network", f"fine-tuned at T = {recorded['timesteps']}, and trained further")
-    rows = _origin(run) + ([network_row] if further else _with_gradient(tree, steps))
+    rows = _origin(run) + ([network_row] if further else _network(tree, steps))
     _override(tree, overrides, folder, further)
     if tree["finetune"].get("start") != start:
         raise RunError(
@@ -167,17 +166,15 @@ def _override(tree: dict[str, Any], overrides: Iterable[str], folder: Path, furt
         override(tree, text)
 
 
-def _with_gradient(tree: dict[str, Any], steps: int) -> list[tuple[str, str]]:
-    """Convert with neurons that pass a gradient, where the folder's do not."""
-    neuron = check_component(Neuron, tree["convert"]["neuron"], "convert.neuron")
-    if not isinstance(neuron.build(), GradedIF):
-        return [("neuron", f"{neuron.use}, as converted")]
-    tree["convert"] = {
-        **{key: value for key, value in tree["convert"].items() if key not in ("calibrator", "binary")},
-        "neuron": NEURON,
-        "timesteps": steps,
-    }
-    return [("neuron", f"IF in place of {neuron.use}, which passes no gradient; calibrated for T = {steps}")]
+def _network(tree: dict[str, Any], steps: int) -> list[tuple[str, str]]:
+    """Keep the converted network's neurons; graded ones that were calibrated for other steps are so for those of training."""
+    convert = tree["convert"]
+    neuron = check_component(Neuron, convert["neuron"], "convert.neuron")
+    found, calibrated = f"{neuron.use}, as converted", convert["calibrator"].get("timesteps")
+    if isinstance(neuron.build(), GradedIF) and calibrated not in (None, steps):
+        tree["convert"] = {key: convert[key] for key in ("neuron", "encoder", "images")} | {"timesteps": steps}
+        found += f"; calibrated for T = {steps}, and not for {calibrated}"
+    return [("neuron", found)]
 
 
 def _chosen(settings: Any) -> list[tuple[str, str]]:

@@ -25,7 +25,7 @@ from spikeprop.learn import LearningRule, check_shardable
 from spikeprop.recipe import Component, Problems
 from spikeprop.runtime.devices import find_device
 from spikeprop.snn import Encoder, SpikingNetwork
-from spikeprop.snn.signed import GradedIF
+from spikeprop.snn.differential import DifferentialIF
 
 SMOKE_IMAGES = 64
 
@@ -146,10 +146,8 @@ class HybridConversion(HybridSettings):
 
     def _check_gradient(self) -> None:
         """Not every neuron can be fine-tuned."""
-        neuron = self.convert.neuron.build()
-        if self.finetune.epochs and isinstance(neuron, GradedIF):
-            kind = type(neuron).__name__
-            raise RecipeError(f"finetune: {kind} passes no gradient; use finetune.epochs=0, or convert.neuron=IF")
+        if self.finetune.epochs and isinstance(self.convert.neuron.build(), DifferentialIF):
+            raise RecipeError("finetune: DifferentialIF passes no gradient; use finetune.epochs=0, or convert.neuron=GradedIF")
 
     def _check_training(self, data: ImageData) -> None:
         """Prepare rule and callbacks with the ANN: some cannot train every network, or look for a module that it lacks."""

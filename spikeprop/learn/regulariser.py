@@ -84,7 +84,7 @@ class LowerRate(Regulariser):
 
     def check(self, network: SpikingNetwork) -> None:
         for name, neuron in network.neurons().items():
-            if not neuron.surrogate.needs_potential:
+            if not (neuron.signed or neuron.surrogate.needs_potential):  # of signed ones says ``Rates`` more
                 raise ValueError(
                     f"layer {name!r} has the surrogate {type(neuron.surrogate).__name__}, whose derivative is 0 until a neuron "
                     "fires, so LowerRate cannot make a silent neuron fire: use one that reads the potential, such as Triangle"

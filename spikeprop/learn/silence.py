@@ -1,9 +1,9 @@
 """``SilenceCheck``: whether gradients reach the layers of a spiking network that is trained.
 
 A layer in which no neuron fires sends no gradient down with STDB, and its readers' weights get none: the loss stays at that of a
-constant output, ln K for K classes. A neuron of one's own whose step has no derivative sends none either, though it fires. The
-check reads the gradients of the first step, which costs next to nothing; only where a layer's are all zero does it run the
-network once more, to name the silent layers.
+constant output, ln K for K classes. A neuron of one's own whose step has no derivative sends none either, though it fires. Graded
+neurons send gradient without spikes, unless their sums are below 0. The check reads the gradients of the first step, which costs
+next to nothing; only where a layer's are all zero does it run the network once more, to name the silent layers.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from torch import nn
 from spikeprop.errors import SilentNetworkWarning
 from spikeprop.learn.distributed.sharding import is_sharded
 from spikeprop.snn import SpikingNetwork
+from spikeprop.snn.signed import takes_back
 from spikeprop.snn.watching import silent_layers
 
 IMAGES = 32  # of the batch, on which the silent layers are found
@@ -42,7 +43,7 @@ class SilenceCheck:
             return
         training = model.training
         with torch.random.fork_rng(devices=[x.device] if x.device.type == "cuda" else []):
-            silent = silent_layers(model, x[:IMAGES], self.timesteps)
+            silent = _cutting(model, silent_layers(model, x[:IMAGES], self.timesteps))
         model.train(training)
         if not silent and (cut := _cut_off(model)):
             warnings.warn(
@@ -65,6 +66,16 @@ def _reached(network: SpikingNetwork) -> bool:
     """Whether every weight that is trained has a gradient other than zero."""
     weights = [p for p in network.parameters() if p.requires_grad and p.dim() > 1]
     return all(p.grad is not None and bool(p.grad.any()) for p in weights)
+
+
+def _cutting(network: SpikingNetwork, silent: list[str]) -> list[str]:
+    """The silent layers but graded ones that gradient passed nevertheless, to their own weights or those below."""
+    passed, found = False, []
+    for name, layer in network.named_layers():
+        passed = passed or any(p.grad is not None and bool(p.grad.any()) for p in layer.synapses.parameters())
+        if name in silent and not (passed and takes_back(layer.dynamics)):
+            found.append(name)
+    return found
 
 
 def _cut_off(network: SpikingNetwork) -> list[str]:

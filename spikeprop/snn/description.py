@@ -31,6 +31,7 @@ from spikeprop.snn.network import SpikingNetwork
 from spikeprop.snn.normalisation import NORMS, OWN_NORMS
 from spikeprop.snn.output_form import OutputForm
 from spikeprop.snn.pooling import SpikingMaxPool, StepMaxPool
+from spikeprop.snn.signed import GradedIF
 from spikeprop.snn.surrogate import Surrogate
 from spikeprop.snn.synapse import WEIGHTED, Synapse
 
@@ -244,6 +245,8 @@ def _built(given: Mapping[str, Any], kind: Any) -> Any:
         return Gather(torch.tensor(settings["index"], dtype=torch.long, device="cpu"), settings["size"])
     if target is Shift:
         return Shift(torch.tensor(settings["shift"]))
+    if issubclass(target, GradedIF):
+        settings |= {"surrogate": None}  # descriptions of before name one, which was never used
     return target(**settings)
 
 

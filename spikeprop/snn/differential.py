@@ -62,7 +62,10 @@ class DifferentialIF(GradedIF):
         return DifferentialState(torch.zeros_like(current) + self.v_init * self.spike_size, torch.zeros_like(current), 0)
 
     def run(self, currents: Tensor, state: Any) -> tuple[Tensor, Any]:
-        self.refuse_gradients(currents)
+        if self.training and torch.is_grad_enabled() and currents.requires_grad:
+            raise ValueError(
+                "DifferentialIF passes no gradient: fine-tune a network of GradedIF neurons, and let these send differences then"
+            )
         v, mean, steps = state
         unit, most, sent = self.spike_size.to(currents), self.payload, []
         for current in currents.detach():
@@ -88,7 +91,7 @@ class DifferentialIF(GradedIF):
 
 
 def _as(kind: type[Kind], neuron: GradedIF) -> Kind:
-    made = kind(levels=neuron.levels, surrogate=neuron.surrogate, rectify=neuron.rectify).to(neuron.v_threshold)
+    made = kind(levels=neuron.levels, rectify=neuron.rectify).to(neuron.v_threshold)
     made.set_threshold(neuron.v_threshold)
     made.v_init = neuron.v_init.clone()
     return made.train(neuron.training)

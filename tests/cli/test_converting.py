@@ -131,17 +131,35 @@ def test_finetune_trains_the_converted_network_in_a_folder_of_its_own(converted:
     result = spikeprop("finetune", folder, *limits, "--epochs", 1, "--timesteps", 2, "--out", tmp_path / "tuned")
     assert result.exit_code == 0, result.output
     said = " ".join(result.output.split())
-    assert "IF in place of GradedIF, which passes no gradient" in said
+    assert "GradedIF, as converted; calibrated for T = 2, and not for 4" in said
     assert "BPTT at T = 2, 1 epoch, batches of 32, Adam, lr 0.0001" in said
     report = json.loads((tmp_path / "tuned" / "report.json").read_text())
     assert report["finetuned_epochs"] == 1
     ann = [(path / "ann.safetensors").read_bytes() for path in (folder, tmp_path / "tuned")]
     assert ann[0] == ann[1]  # taken over, not trained
+    assert _neurons_that_moved(tmp_path / "tuned") == {"GradedIF"}
+    kept = spikeprop("finetune", folder, *limits, "--epochs", 1, "--timesteps", 4, "--out", tmp_path / "kept")  # its own T
+    assert kept.exit_code == 0, kept.output
+    assert "calibrated for T = 4, and not" not in " ".join(kept.output.split())
+    assert _neurons_that_moved(tmp_path / "kept") == {"GradedIF"}
+    runs = (folder, tmp_path / "kept", tmp_path / "tuned")
+    made = [load_recipe(str(run / "recipe.yaml")).describe()["convert"] for run in runs]
+    assert [convert["calibrator"]["timesteps"] for convert in made] == [4, 4, 2]
+    assert made[0] == made[1] | {"images": made[0]["images"]}
     assert spikeprop("finetune", tmp_path / "nothing").exit_code == 1
     other = spikeprop("finetune", folder, "train.epochs=3", "--out", tmp_path / "other")
     assert other.exit_code == 1
     assert "the trained ANN of" in other.output
     assert not (tmp_path / "other").exists()
+
+
+def _neurons_that_moved(folder: Path) -> set[str]:
+    """The kinds of neurons of a fine-tuned network, all of whose weights are others than before."""
+    before, after = load_file(folder / "converted.safetensors"), load_file(folder / "finetuned.safetensors")
+    weights = [name for name in after if name.endswith("weight")]
+    assert len(weights) == 2
+    assert not any(torch.equal(before[name], after[name]) for name in weights)
+    return {json.loads((folder / "finetuned.json").read_text())["neuron"]["use"]}
 
 
 def test_a_finetuned_network_is_trained_further(converted: tuple[Path, str], tmp_path: Path) -> None:

@@ -21,7 +21,10 @@ from spikeprop import (
     Digits,
     Direct,
     Frames,
+    GradedIF,
+    MaxActivation,
     Poisson,
+    SignedIF,
     ThresholdBalancing,
     convert,
     fit,
@@ -64,6 +67,39 @@ def test_spikes_of_the_rounded_network_are_the_chips(seed: int, reset: str) -> N
     assert wrong == 0 or (low and wrong < 0.02 * total)
     if not wrong:
         np.testing.assert_allclose(theirs.output * chip.populations[-1].unit, output, atol=0.05 if low else 1e-4)
+
+
+@pytest.mark.parametrize("neuron", [SignedIF(), GradedIF(levels=3, v_init=0.3)], ids=["signed", "graded"])
+def test_graded_neurons_are_rounded_as_the_chip_has_them(neuron: SignedIF | GradedIF) -> None:
+    torch.manual_seed(0)
+    ann = CNN(input_shape=(2, 4, 4), classes=4, plan=[6, "A"], hidden=[8])
+    network = convert(ann, [torch.rand(16, 2, 4, 4)], neuron, MaxActivation(per="channel"))
+    chip = quantize(to_nir(network), input_limit=4.0).network
+    populations = {p.name: p for p in chip.populations}
+    grids = find_grids(network, 4.0)
+    images, y = torch.rand(16, 2, 4, 4) * 2 - 1, torch.randint(0, 4, (16,))
+    with rounded(network, grids):
+        for name, own in network.neurons().items():
+            theirs, shape = populations[name], network.shapes()[name]
+            assert isinstance(own, GradedIF)
+            assert torch.equal(own.spike_size.expand(shape).flatten(), torch.tensor(theirs.theta).flatten().float())
+            start = (own.v_init * own.spike_size * 64).expand(shape).flatten()
+            np.testing.assert_allclose(start.numpy(), np.broadcast_to(theirs.v_init.flatten(), start.shape), atol=1e-2)
+        ours, _ = record(network, grids.round_input(network, images), 6)
+        inputs = ours.pop(INPUT)
+    simulated = Simulator(chip).run(inputs)
+    wrong = sum(
+        int((train.reshape(simulated.spikes[name].shape) != simulated.spikes[name]).sum()) for name, train in ours.items()
+    )
+    assert wrong < 0.02 * sum(train.size for train in ours.values())  # connections with an exponent below -1 drop bits
+    found = []
+    for rule in (QuantisedBPTT(timesteps=6, input_limit=4.0), BPTT(timesteps=6)):
+        network.zero_grad()
+        rule.step(network, images, y)
+        found.append({name: p.grad.flatten() for name, p in network.named_parameters() if p.grad is not None})
+    for name, plain in found[1].items():
+        assert torch.nn.functional.cosine_similarity(found[0][name], plain, 0) > 0.6, name
+        assert 0.5 < found[0][name].norm() / plain.norm() < 2, name
 
 
 def test_values_come_back_and_gradients_pass_straight_through() -> None:

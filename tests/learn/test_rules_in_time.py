@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -10,7 +11,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from spikeprop import BPTT, IF, LIF, Direct, Poisson, SpikingNetwork, fit
+from spikeprop import BPTT, IF, LIF, Direct, GradedIF, Poisson, SignedIF, SpikingNetwork, fit
+from spikeprop.errors import SilentNetworkWarning
 from spikeprop.learn import (
     OTTT,
     RTRL,
@@ -93,6 +95,8 @@ NEURONS: dict[str, Make] = {
     "CubaLIF": lambda: CubaLIF(v_threshold=0.8, leak=0.8, synaptic_leak=0.5),
     "PLIF": lambda: PLIF(v_threshold=0.4, tau=2.0, surrogate=ATan()),
     "trained": lambda: lif(surrogate=ATan(), v_init=0.5, trainable=("threshold", "leak")),
+    "signed": lambda: SignedIF(v_threshold=0.4),
+    "graded": lambda: GradedIF(levels=2, v_threshold=0.4, rectify=False),
 }
 
 
@@ -189,6 +193,36 @@ def test_truncated_gradient_is_that_of_a_loop_that_detaches() -> None:
     torch.testing.assert_close(gradient(BPTT(truncate=k), one), expected, rtol=0, atol=1e-10)
 
 
+def test_truncated_gradient_through_payloads_is_that_of_a_loop_that_detaches() -> None:
+    """Payloads by a closed form, and straight-through by torch alone: no step's derivative is written down."""
+    one, k, most = network(5, 4, neuron=lambda: GradedIF(levels=2, v_threshold=0.25)), 2, 3
+    total = one.over_time(X.transpose(0, 1)).detach().sum(0).requires_grad_()
+    nn.functional.cross_entropy(total, Y).backward()
+    by_value, copied, q = total.grad, copy.deepcopy(one), 0.125
+    v = [torch.full((3, n), q / 2, dtype=torch.float64) for n in (5, 4)]
+    sent, cases = [torch.zeros_like(part) for part in v], set()
+    for t in range(T):
+        if t % k == 0:
+            v = [part.detach() for part in v]
+        z = X[:, t]
+        for number, name in enumerate(("h0", "h1")):
+            u = v[number] + synapse(copied, name)(z.unsqueeze(0))[0]
+            due = (u / q).ceil().detach() - 1
+            up, down = due.clamp(0, most), (-(u / q).floor().detach()).clamp(min=0).minimum(sent[number]).clamp(max=most)
+            payload = up - down
+            rest = u.detach() - q * payload
+            line = torch.where((rest >= 0) & (rest <= q), u / q, payload)  # sends all that is due: straight through
+            z = payload + line - line.detach()
+            v[number], sent[number] = u - q * z, sent[number] + payload
+            cases |= {"below"} if bool((rest < 0).any()) else set()
+            cases |= {"above"} if bool((rest > q).any()) else set()
+        synapse(copied, "out")(z.unsqueeze(0))[0].backward(by_value, retain_graph=True)
+    expected = torch.cat([p.grad.flatten() for p in copied.parameters() if p.grad is not None])
+    torch.testing.assert_close(gradient(BPTT(truncate=k), one), expected, rtol=0, atol=1e-10)
+    assert float((gradient(BPTT(), one) - expected).norm()) > 1e-3
+    assert cases == {"below", "above"}
+
+
 def test_regularisers_count_in_full_and_in_truncated_bptt() -> None:
     terms = [UpperRate(limit=0.1), LowerRate(limit=0.6, strength=3.0)]
     two = network(5, 4)
@@ -273,6 +307,8 @@ def test_random_feedback_is_drawn_once_and_saved() -> None:
         (BPTT(truncate=2), lambda: normed(training=True), "is a batch-norm in training mode"),
         (BPTT(average=True), lambda: network(5, read="mean"), "network.read is 'mean'"),
         (BPTT(regularisers=[UpperRate(limit=0.1)]), network, "has no neurons"),
+        (BPTT(regularisers=[LowerRate(limit=0.1)]), lambda: network(5, neuron=SignedIF), "'h0' sends spikes of both signs"),
+        (OTTT(), lambda: network(5, neuron=GradedIF), r"layer 'h0': OTTT traces inputs.*GradedIF\(levels=3.*use EProp or BPTT"),
     ],
 )
 def test_what_a_rule_cannot_do_is_named(rule, made, said: str) -> None:
@@ -341,6 +377,23 @@ def test_silence_on_sequences_is_named() -> None:
     optimizer = torch.optim.SGD(one.parameters(), lr=0.1)
     with pytest.warns(UserWarning, match="within 7 steps no neuron of h0 fires"):
         fit(one, BPTT(), [(Sequences(X.float(), PADDED.lengths), Y)], optimizer, epochs=1)
+
+
+@pytest.mark.parametrize("below", [False, True])
+def test_graded_neurons_are_trained_without_spikes_unless_their_sums_are_below_0(below: bool) -> None:
+    torch.manual_seed(0)
+    one = network(5, 4, neuron=lambda: GradedIF(v_threshold=500.0)).float()
+    if below:
+        with torch.no_grad():
+            synapse(one, "h1").ops[0].bias.fill_(-900.0)
+    optimizer = torch.optim.SGD(one.parameters(), lr=0.1)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        fit(one, BPTT(), [(X.float(), Y)], optimizer, epochs=1)
+    told = [str(w.message) for w in caught if w.category is SilentNetworkWarning]
+    assert [t.partition(" fires")[0] for t in told] == (["within 7 steps no neuron of h0, h1"] if below else [])
+    gradient = synapse(one, "h0").ops[0].weight.grad
+    assert bool(gradient.any()) is not below
 
 
 def test_a_recipe_can_name_losses_and_terms() -> None:

@@ -236,7 +236,8 @@ def test_a_graded_conversion_has_no_error_of_clipping_where_payloads_reach(digit
     assert first[2].quantisation < 0.7 * first[1].quantisation
 
 
-def test_check_refuses_to_fine_tune() -> None:
-    recipe = load_recipe("digits_cnn_stdb", ["convert.neuron={use: GradedIF, levels: 4}"]).experiment
-    with pytest.raises(RecipeError, match=r"GradedIF passes no gradient; use finetune\.epochs=0"):
+def test_check_lets_fine_tune() -> None:
+    load_recipe("digits_cnn_stdb", ["convert.neuron={use: GradedIF, levels: 4}"]).experiment.check()
+    recipe = load_recipe("digits_cnn_stdb", ["convert.neuron={use: DifferentialIF, levels: 4}"]).experiment
+    with pytest.raises(RecipeError, match=r"DifferentialIF passes no gradient; .* convert\.neuron=GradedIF"):
         recipe.check()

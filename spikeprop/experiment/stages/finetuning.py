@@ -14,6 +14,7 @@ from spikeprop.experiment.stages.training import train
 from spikeprop.learn import CollapseGuard, LearningRule
 from spikeprop.runtime.files import file_hash
 from spikeprop.snn import SpikingNetwork
+from spikeprop.snn.signed import takes_back
 
 SILENCE_IMAGES = 32  # on which it is tested whether every layer fires
 
@@ -28,10 +29,11 @@ def finetune_network(run: PipelineRun) -> dict[str, Any]:
     _remove_delay(run, network)
     if settings.dropout is not None:
         network.set_dropout(settings.dropout)
-    _warn_of_silence(run, network)
+    said = _warn_of_silence(run, network)
     guard = CollapseGuard(run.data.classes)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", SilentNetworkWarning)  # said above, in the recipe's words
+        if said:
+            warnings.simplefilter("ignore", SilentNetworkWarning)  # said above, in the recipe's words
         history = train(run, "finetune", network, settings, _rule(run), run.settings.seed + 2, guard)
     run.save(network, "finetuned")
     return {"history": history}
@@ -67,12 +69,14 @@ def _remove_delay(run: PipelineRun, network: SpikingNetwork) -> None:
         network.readout.set()
 
 
-def _warn_of_silence(run: PipelineRun, network: SpikingNetwork) -> None:
+def _warn_of_silence(run: PipelineRun, network: SpikingNetwork) -> bool:
+    """Name the layers that do not fire, if gradient needs that: graded neurons pass it without spikes."""
     timesteps = run.settings.finetune.timesteps
     images, _ = next(run.data.test(SILENCE_IMAGES).epoch(0))
-    silent = silent_layers(network, images, timesteps)
+    silent = [n for n in silent_layers(network, images, timesteps) if not takes_back(network.dynamics()[n])]
     if silent:
         run.context.notify(
             f"warning: within finetune.timesteps={timesteps} no neuron of {', '.join(silent)} fires, so no gradient passes; "
             "raise finetune.timesteps or lower the calibrator's scale"
         )
+    return bool(silent)

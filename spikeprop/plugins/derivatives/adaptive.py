@@ -1,8 +1,8 @@
 """Cards of neurons beyond leaky integrate-and-fire: an adaptive threshold, and graded spikes.
 
 The true derivative of a spike or a payload is 0 almost everywhere. ALIF's spike has a surrogate, and its adaptation passes
-gradient on to earlier spikes (Bellec et al. 2018). Payloads have none: what passes is what depends on the current continuously.
-The tests compare the lines with autograd through ``spikeprop.snn.adaptive`` and through the payloads of ``spikeprop.snn.signed``.
+gradient on to earlier spikes (Bellec et al. 2018). Payloads pass it straight through their rounding (Bengio et al. 2013).
+The tests compare the lines with autograd through ``spikeprop.snn.adaptive`` and ``spikeprop.snn.signed``.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ from torch import Generator, Tensor
 
 from spikeprop.plugins.derivatives.card import Card, Equation, Tensors, normal
 from spikeprop.snn.adaptive import ALIF
-from spikeprop.snn.signed import scan
+from spikeprop.snn.signed import GradedIF
 from spikeprop.snn.surrogate import FastSigmoid
 
 STEPS, NEURONS = 6, 3
 SETTINGS = {"lam": 0.875, "theta": 1.0, "beta": 0.375, "rho": 0.75, "kappa": 5.0}  # exact in the float32 of a new neuron
 SURROGATE = FastSigmoid(slope=SETTINGS["kappa"])
-LARGEST = 3  # payload of two bits
+LEVELS, UNIT = 2, 0.375  # payloads up to 3; q is exact in the float32 of a new neuron
 
 
 def _number(value: float) -> Tensor:
@@ -126,63 +126,89 @@ ADAPTIVE = Card(
 
 
 def _graded(v: Tensors) -> Tensors:
-    with torch.no_grad():
-        potential = torch.zeros_like(v["I"][:1])
-        payloads = torch.empty_like(v["I"]).unsqueeze(1)
-        scan(v["I"].detach().unsqueeze(1), v["q"].detach(), LARGEST, potential, torch.zeros_like(potential), payloads)
-    k = payloads[:, 0]
-    return {"k": k, "y": v["q"] * k, "v": (v["I"] - v["q"] * k).cumsum(0)}
+    neuron = GradedIF(levels=LEVELS, v_threshold=UNIT * 2 ** (LEVELS - 1), v_init=0.0).double()
+    state, payloads, after = neuron.initial_state(v["I"][0]), [], []
+    for current in v["I"]:
+        one, state = neuron.step(current, state)
+        payloads.append(one)
+        after.append(state.v.detach())
+    return {"o": torch.stack(payloads), "v": torch.stack(after)}
 
 
 def _graded_states(known: Tensors) -> Tensors:
-    u = known["v"] + known["q"] * known["k"]
-    return {"u": u, "u_bar": known["v_bar"].flip(0).cumsum(0).flip(0)}
+    """Where a step sends all that is due, and cotangents, step by step from the definition."""
+    v, q = known["v"], known["q"]
+    w = ((v >= 0) & (v <= q)).double()
+    u_bar = [torch.zeros_like(v[0])]
+    for t in reversed(range(len(v))):
+        u_bar.append(torch.where(w[t] == 1, known["o_bar"][t] / q, u_bar[-1]))
+    found = torch.stack(u_bar[::-1])
+    return {
+        "u": v + q * known["o"],
+        "s": known["o"].cumsum(0) - known["o"],
+        "w": w,
+        "c": w.cumsum(0) - w,
+        "u_bar": found[:-1],
+        "v_bar": found[1:],
+    }
 
 
+_WHOLE = Equation("w[n, i]", "(v[n, i] >= 0) * (v[n, i] <= q)", "1 where all that was due is sent, so that less than q is left")
 GRADED = Card(
     key="graded_if",
     title="Graded integrate-and-fire",
-    about="A spike carries an integer k with a sign, and stands for q k. Near almost every current k is constant, so no "
-    "gradient passes through it: what is left passes through the potential, and through q. A network of such "
-    "neurons is converted, not trained.",
+    about="A spike carries an integer o with a sign, and stands for q o. Near almost every current o is constant, so the "
+    "cotangent passes straight through the rounding: where a step sends all that is due, a change of the potential is "
+    "sent on at once, and nothing of it is left; elsewhere the potential keeps it for later steps.",
     symbols={
         "I": "current of step n, neuron i",
         "u": "potential before the spike",
-        "k": "payload: how often q fits below u; negative where more was sent than was due",
+        "o": "payload, a whole number with a sign",
         "q": "potential that a payload of 1 stands for",
-        "y": "what the spike stands for",
+        "k": "the payloads 1, 2, up to the largest",
+        "s": "sum of the payloads before step n",
         "v": "potential after the spike, in which the rest waits",
-        "y_bar": "cotangent of what is sent",
-        "v_bar": "cotangent of the potential",
+        "w": "1 where the rest is in [0, q], 0 where more was due than a payload holds, or the sum sent would be negative",
+        "c": "number of such steps before step n",
+        "o_bar": "cotangent of the payloads",
     },
     forward=(
         Equation("u[n, i]", "v[n - 1, i] + I[n, i]", "integrate"),
-        Equation("y[n, i]", "q * k[n, i]", "fire"),
-        Equation("v[n, i]", "u[n, i] - q * k[n, i]", "what was not sent stays"),
+        Equation("s[n, i]", "Sum(o[m, i] * (m < n), m)", "sent so far"),
+        Equation(
+            "o[n, i]",
+            "Sum((u[n, i] > q * k[m]) - (u[n, i] < q * (1 - k[m])) * (s[n, i] >= k[m]), m)",
+            "as often as q fits below u; below 0, as much back as lifts u to 0, and no more than was sent",
+        ),
+        Equation("v[n, i]", "u[n, i] - q * o[n, i]", "the rest is kept"),
     ),
     direct=(
+        _WHOLE,
+        Equation("c[n, i]", "Sum(w[m, i] * (m < n), m)"),
         Equation(
             "I_bar[n, i]",
-            "Sum(v_bar[m, i] * (m >= n), m)",
-            "without a leak a current stays in every later potential; y does not move",
+            "Sum(o_bar[m, i] * w[m, i] * (m >= n) * (c[m, i] == c[n, i]), m) / q",
+            "a current is sent at the first step m, from its own on, that sends all that is due",
         ),
-        Equation("q_bar", "total(k * (y_bar - I_bar))", "a spike sends q k, and takes as much off this and all later potentials"),
     ),
     chain=(
-        Equation("u_bar[n, i]", "v_bar[n, i] + u_bar[n + 1, i]", "through the potential alone"),
+        _WHOLE,
+        Equation("v_bar[n, i]", "u_bar[n + 1, i]", "the rest is carried on"),
+        Equation(
+            "u_bar[n, i]", "w[n, i] * o_bar[n, i] / q + (1 - w[n, i]) * v_bar[n, i]", "through the payload, else through the rest"
+        ),
         Equation("I_bar[n, i]", "u_bar[n, i]"),
-        Equation("q_bar", "Sum(k[n, i] * (y_bar[n, i] - u_bar[n, i]), n, i)"),
     ),
     example=lambda g: {
-        "I": normal(g, STEPS, NEURONS) + 0.2,
-        "y_bar": normal(g, STEPS, NEURONS),
-        "v_bar": normal(g, STEPS, NEURONS),
-        "q": _number(0.37),
+        "I": 1.5 * normal(g, STEPS, NEURONS) + 0.4,
+        "o_bar": normal(g, STEPS, NEURONS),
+        "q": _number(UNIT),
+        "k": torch.arange(1.0, 2**LEVELS, dtype=torch.float64),
     },
-    wanted=("I", "q"),
+    wanted=("I",),
     operation=_graded,
-    outputs=("y", "v"),
-    source="spikeprop.snn.signed; Wang et al. 2022, Signed Neuron with Memory",
+    outputs=("o",),
+    source="spikeprop.snn.signed; Bengio et al. 2013, arXiv:1308.3432; Wang et al. 2022, Signed Neuron with Memory",
     more_truth=_graded_states,
 )
 

@@ -49,8 +49,8 @@ def page_data(subject: TrainingStep, step: TracedStep, limit: int = COMPLETE) ->
     writer = _Writer(trace, complete, step.itemsize)
     flags = flags_of(trace, kinds)
     nodes = [writer.node(n, *settings[n.index], locals_[n.index], flags[n.index]) for n in trace.nodes]
-    firing = {n["module"]: n["card"] for n in nodes if n["kind"] == "fire"}
-    for node in nodes:  # the other calls of a neuron have the card of its surrogate
+    firing = {n["module"]: n["card"] for n in nodes if n["kind"] in ("fire", "grade")}
+    for node in nodes:  # the other calls of a neuron have the card of its spikes
         if node["kind"] in ("integrate", "reset"):
             node["card"] = firing.get(node["module"], node["card"])
     cards = {node["card"] for node in nodes if node["card"]} | ({"add"} if writer.fans_out() else set())

@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor
 
-FOLLOWED = {"detach": 1, "count_on": 2}  # calls that the page repeats (network.js), with the number of their inputs
+FOLLOWED = {"detach": 1, "count_on": 2, "add_up": 2}  # calls that the page repeats (network.js), with the number of their inputs
 LEAVING = {"item", "tolist", "numpy", "__bool__", "__float__", "__int__", "__index__", "is_nonzero", "equal", "allclose"}
 NO_NUMBERS = ("_like", "new_")  # zeros_like, new_zeros: of their arguments they read only shape and type
 OF_THE_FIRST = {"expand_as", "view_as", "reshape_as", "type_as", "to", "fill_", "zero_"}  # the others give only shape and type

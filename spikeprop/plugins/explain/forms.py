@@ -18,7 +18,7 @@ from spikeprop.plugins.explain.form import Form, Settings, Shares, operand, plac
 from spikeprop.plugins.explain.forms_indexing import INDEXING_FORMS
 from spikeprop.plugins.explain.forms_layers import LAYERS
 from spikeprop.plugins.explain.forms_losses import LOSSES
-from spikeprop.plugins.explain.spiking import payloads
+from spikeprop.plugins.explain.spiking import passed, payloads
 from spikeprop.snn import surrogate as surrogates
 from spikeprop.snn.firing import advance_since
 
@@ -153,8 +153,13 @@ def _reset_backward(up: list[Tensor], inputs: list[Tensor], out: list[Tensor], s
 
 
 def _grade_forward(inputs: list[Tensor], s: Settings) -> list[Tensor]:
-    current, v, sent, unit = inputs
-    return [payloads(current, v, sent, unit, s["payload"])]
+    u, sent, unit = inputs
+    return [payloads(u, sent, unit, s["payload"])]
+
+
+def _grade_backward(up: list[Tensor], inputs: list[Tensor], out: list[Tensor], s: Settings) -> Shares:
+    u, _, unit = inputs
+    return [up[0] * passed(u, out[0], unit), None, None]
 
 
 FORMS: dict[str, Form] = {
@@ -179,5 +184,5 @@ FORMS: dict[str, Form] = {
     "integrate": Form(lambda inputs, s: [inputs[2] * inputs[0] + inputs[1]], _integrate_backward, "lif"),
     "fire": Form(lambda inputs, s: [(inputs[0] > inputs[1]).to(inputs[0])], _fire_backward, "lif"),
     "reset": Form(_reset_forward, _reset_backward, "lif"),
-    "grade": Form(_grade_forward, lambda up, inputs, out, s: [torch.zeros_like(inputs[0]), None, None, None], "graded_if"),
+    "grade": Form(_grade_forward, _grade_backward, "graded_if"),
 }

@@ -263,7 +263,7 @@ def _reset(a: Arguments, inputs: list[Tensor]) -> Kind:
 
 
 def _grade(a: Arguments, inputs: list[Tensor]) -> Kind:
-    return "grade", {"payload": int(a.get(4, "payload"))}
+    return "grade", {"payload": int(a.get(3, "payload"))}
 
 
 SPECIAL: dict[str, Callable[[Arguments, list[Tensor]], Kind]] = {

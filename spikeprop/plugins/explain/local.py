@@ -266,7 +266,7 @@ def _difference(call: ReplayedCall, trace: Trace, edges: list[Edge]) -> Differen
         return None
     moves = {edge.slot: _moves(call.leaves[edge.slot].detach()) for edge in edges}
     backward = sum(float((edge.downstream * moves[edge.slot]).sum()) for edge in edges)
-    if call.node.name == "fire":
+    if call.node.name in ("fire", "grade"):
         return Difference(backward, 0.0, "surrogate")
     allowed = AGREES * sum(float((edge.downstream * moves[edge.slot]).abs().sum()) for edge in edges) + 1e-10
     central, sides, sizes = 0.0, [], list[float]()

@@ -3,7 +3,9 @@
     u[t] = leak v[t-1] + I[t];   o[t] = u[t] > theta;   v[t] = u[t] - theta o[t]   (or 0 if o[t] = 1)
 
 The surrogate replaces the derivative of the spike, and the spike in the reset is a constant, as in
-``spikeprop.snn.engine.kernels.reference``, whose gradients these calls reproduce.
+``spikeprop.snn.engine.kernels.reference``, whose gradients these calls reproduce. Graded neurons send k[t] and keep
+v[t] = u[t] - q k[t]; with dk/du = 1/q where a step sends all that is due, else 0, the chain rule gives the gradient of
+``spikeprop.snn.signed``.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ from spikeprop.errors import ExplainError
 from spikeprop.plugins.explain.trace import Tracer
 from spikeprop.snn import SpikingNetwork, Surrogate
 from spikeprop.snn.adaptive import ALIF
-from spikeprop.snn.dynamics import LayerDynamics, NeuronState, ReadoutDynamics
+from spikeprop.snn.dynamics import LayerDynamics, ReadoutDynamics
 from spikeprop.snn.firing import NEVER, advance_since
 from spikeprop.snn.layer import INPUT, Layer
 from spikeprop.snn.neuron import is_integrate_and_fire
@@ -56,28 +58,45 @@ def count_on(since: Tensor, spikes: Tensor) -> Tensor:
     return advance_since(since, spikes)
 
 
-def grade(current: Tensor, v: Tensor, sent: Tensor, unit: Tensor, payload: int) -> Tensor:
-    """Payloads of graded neurons, see ``spikeprop.snn.signed``; their derivative is zero."""
-    if has_torch_function((current, v, sent, unit)):
-        return handle_torch_function(grade, (current, v, sent, unit), current, v, sent, unit, payload)
-    return _Grade.apply(current, v, sent, unit, payload)  # type: ignore[return-value]
+def add_up(sent: Tensor, spikes: Tensor) -> Tensor:
+    """The sum sent so far, a constant, as one call, which a page repeats after an edit."""
+    if has_torch_function((sent, spikes)):
+        return handle_torch_function(add_up, (sent, spikes), sent, spikes)
+    return sent + spikes.detach()
 
 
-def payloads(current: Tensor, v: Tensor, sent: Tensor, unit: Tensor, payload: int) -> Tensor:
+def grade(u: Tensor, sent: Tensor, unit: Tensor, payload: int) -> Tensor:
+    """Payloads of graded neurons, see ``spikeprop.snn.signed``; backward straight through the rounding (``passed``)."""
+    if has_torch_function((u, sent, unit)):
+        return handle_torch_function(grade, (u, sent, unit), u, sent, unit, payload)
+    return _Grade.apply(u, sent, unit, payload)  # type: ignore[return-value]
+
+
+def payloads(u: Tensor, sent: Tensor, unit: Tensor, payload: int) -> Tensor:
     """One step of ``signed.scan``, which leaves the state as it is."""
-    spikes = torch.empty_like(current, memory_format=torch.contiguous_format)
-    scan(current.detach().unsqueeze(0), unit, payload, v.detach().clone(), sent.detach().clone(), spikes.unsqueeze(0))
+    spikes = torch.empty_like(u, memory_format=torch.contiguous_format)
+    scan(u.detach().unsqueeze(0), unit, payload, torch.zeros_like(u), sent.detach().clone(), spikes.unsqueeze(0))
     return spikes
 
 
+def passed(u: Tensor, spikes: Tensor, unit: Tensor) -> Tensor:
+    """The derivative of payloads by the potential: 1/q where the rest is in [0, q], so that all that was due is sent, else 0."""
+    rest = u - spikes * unit
+    return ((rest >= 0) & (rest <= unit)).to(u) / unit
+
+
 class _Grade(torch.autograd.Function):
+    """Backward uses differentiable operations, as that of ``_Fire``."""
+
     @staticmethod
-    def forward(ctx: Any, current: Tensor, v: Tensor, sent: Tensor, unit: Tensor, payload: int) -> Tensor:
-        return payloads(current, v, sent, unit, payload)
+    def forward(ctx: Any, u: Tensor, sent: Tensor, unit: Tensor, payload: int) -> Tensor:
+        spikes = payloads(u, sent, unit, payload)
+        ctx.save_for_backward(u, spikes, unit)
+        return spikes
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        return torch.zeros_like(grads[0]), None, None, None, None
+        return grads[0] * passed(*(t.detach() for t in ctx.saved_tensors)), None, None, None
 
 
 class _Fire(torch.autograd.Function):
@@ -201,14 +220,15 @@ class _Simulation:
         return spikes
 
     def _graded(self, name: str, neuron: GradedIF, current: Tensor) -> Tensor:
-        """Payloads; what is left in the potential reaches no output but through them, so no gradient passes it either."""
-        neuron.refuse_gradients(current)
-        v, _, sent = self.states.get(name) or neuron.initial_state(current)
-        assert sent is not None
+        """Payloads; unlike a reset, the rest passes gradient on to them."""
+        if name not in self.states:
+            first = neuron.initial_state(current)
+            self.states[name] = first.v.detach(), first.sent
+        v, sent = self.states[name]
         unit = neuron.spike_size.to(current)
-        spikes = grade(current, v, sent, unit, neuron.payload)
-        fixed = spikes.detach()
-        self.states[name] = NeuronState(v + current.detach() - fixed * unit, None, sent + fixed)
+        u = integrate(v, current, neuron.leak)
+        spikes = grade(u, sent, unit, neuron.payload)
+        self.states[name] = u - unit * spikes, add_up(sent, spikes)
         return spikes
 
     def _current(self, name: str, layer: Layer, values: dict[str, Tensor]) -> Tensor:

@@ -31,7 +31,8 @@ def draw(values: Mapping[str, Any], path: Path, title: str, unit: str, quantity:
     curves.set(xlabel=unit, ylabel=f"{quantity}, running mean of {values['window']}", title=title)
     curves.legend(loc="best")
     means.set(title="mean over complete runs", ylabel=quantity, xlim=(-0.6, len(values["learners"]) - 0.4))
-    means.set_xticks(range(len(values["learners"])), [LABELS[name] for name in values["learners"]], fontsize=8)
+    labels = [LABELS[name].replace(" ", "\n") for name in values["learners"]]  # four lie over each other in one line
+    means.set_xticks(range(len(labels)), labels, fontsize=7)
     for axis in (curves, means):
         axis.grid(alpha=0.3)
     write_atomically(path, lambda temporary: figure.savefig(temporary, dpi=130, format="png"))

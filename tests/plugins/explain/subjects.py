@@ -175,13 +175,12 @@ def modern() -> TrainingStep:
     return TrainingStep(name="modern", model=Modern(), x=torch.randn(2, 2, 3, 3), y=torch.tensor([0, 2]))
 
 
-def graded() -> TrainingStep:
-    """A converted network whose spikes carry integers; no gradient passes them."""
+def graded(levels: int = 2, *, rectify: bool = True, timesteps: int = 3) -> TrainingStep:
+    """A converted network whose spikes carry integers."""
     torch.manual_seed(3)
     ann = sp.MLP(input_shape=(6,), hidden=[5, 4], classes=3)
-    snn = sp.convert(ann, [torch.rand(8, 6)], sp.GradedIF(levels=2), sp.MaxActivation())
-    step = {"x": torch.rand(2, 6), "y": torch.tensor([0, 2]), "timesteps": 3, "training": False}
-    return TrainingStep(name="graded", model=snn, **step)
+    snn = sp.convert(ann, [torch.rand(8, 6)], sp.GradedIF(levels=levels, rectify=rectify), sp.MaxActivation())
+    return TrainingStep(name="graded", model=snn, x=torch.rand(2, 6), y=torch.tensor([0, 2]), timesteps=timesteps)
 
 
 EXTRA = {"tokens": tokens, "layers": layers, "arithmetic": arithmetic, "causal": causal, "modern": modern, "graded": graded}

@@ -53,11 +53,11 @@ def test_the_browser_computes_the_same_numbers_as_torch(opened: Opened, build: B
     built = build(name)
     opened.go(built.file)
     assert opened.page.evaluate("app.net.computes")
-    assert opened.page.evaluate("app.net.editable") == (name not in ("graded", "modern"))  # whose masks and states stay
+    assert opened.page.evaluate("app.net.editable") == (name != "modern")  # whose masks stay
     assert_equals_torch(opened, built.step)
 
 
-@pytest.mark.parametrize("name", list(ALL))
+@pytest.mark.parametrize("name", [*ALL, "graded"])
 def test_sums_computed_in_the_browser_equal_those_from_torch(opened: Opened, build: Build, name: str) -> None:
     built = build(name)
     opened.go(built.file)
@@ -350,12 +350,15 @@ def test_a_page_whose_conditions_would_change_is_not_editable(how: str, reason: 
     assert float(opened.page.get_attribute("#nudge-answer", "data-loss")) == data["story"]["nudges"][0]["loss"]
 
 
-def test_spikes_of_a_reset_follow_an_edit(opened: Opened, build: Build) -> None:
+@pytest.mark.parametrize("name", ["spiking", "graded"])
+def test_spikes_of_a_reset_and_sums_of_payloads_follow_an_edit(opened: Opened, build: Build, name: str) -> None:
     """In torch they are constants, which have no gradient; after an edit they are other ones."""
-    built = build("spiking")
+    built = build(name)
     inputs = next(v for v in built.data["values"] if v["role"] == "input")
-    opened.go(built.file, "#step=0&edit=" + ",".join(f"{inputs['id']}.{i}:0" for i in range(built.subject.x.numel())))
-    step = trace_step(dataclasses.replace(built.subject, x=torch.zeros_like(built.subject.x)))
+    x = 0.4 * built.subject.x.flip(1)
+    edits = ",".join(f"{inputs['id']}.{i}:{value!r}" for i, value in enumerate(x.flatten().tolist()))
+    opened.go(built.file, f"#step=0&edit={edits}")
+    step = trace_step(dataclasses.replace(built.subject, x=x))
     changed = [i for i in step.trace.followed if not step.trace.values[i].tensor.equal(built.step.trace.values[i].tensor)]
     assert changed
     assert_equals_torch(opened, step)

@@ -23,7 +23,18 @@ from spikeprop.plugins.explain.kinds import kind_of
 from spikeprop.runtime.batches import Sequences
 from spikeprop.snn import STDB, ATan, FastSigmoid, Surrogate, Triangle
 from tests.plugins.explain import subjects
-from tests.plugins.explain.subjects import ALL, EXTRA, Residual, causal, mlp, plain_gradients, residual, sequences, spiking
+from tests.plugins.explain.subjects import (
+    ALL,
+    EXTRA,
+    Residual,
+    causal,
+    graded,
+    mlp,
+    plain_gradients,
+    residual,
+    sequences,
+    spiking,
+)
 
 SURROGATES = [STDB(alpha=0.3, beta=0.1), Triangle(height=0.5), FastSigmoid(slope=3.0), ATan(alpha=2.0)]
 
@@ -387,9 +398,37 @@ def test_further_networks_are_replayed(make: Callable[[], TrainingStep]) -> None
     page, expected = data_of(subject), plain_gradients(subject)
     assert page["unknown"] == []
     found = replay(page)
-    assert found.keys() >= expected.keys()
-    for name, gradient in found.items():  # where no gradient passes, as through payloads, the page shows zeros
-        torch.testing.assert_close(gradient, expected.get(name, torch.zeros_like(gradient)), rtol=1e-9, atol=1e-12)
+    assert found.keys() == expected.keys()
+    for name, gradient in found.items():
+        torch.testing.assert_close(gradient, expected[name], rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    "settings", [{}, {"levels": 1, "timesteps": 6}, {"rectify": False, "levels": 1}], ids=["graded", "signed", "both"]
+)
+def test_gradients_through_payloads_are_those_of_the_network(settings: dict[str, Any]) -> None:
+    subject = graded(**settings)
+    step, expected = trace_step(subject), plain_gradients(subject)
+    page = page_data(subject, step)
+    carried = False  # to a step that sends all that is due, by one that does not
+    for node in (n for n in step.trace.nodes if n.name == "grade"):
+        u, _, q = (step.trace.values[i].tensor for i in node.inputs)
+        rest = u - q * step.trace.values[node.outputs[0]].tensor
+        (kept,) = (n for n in step.trace.nodes if n.name == "sub" and n.inputs[0] == node.inputs[0])
+        passed = step.trace.values[kept.outputs[0]].cotangent
+        carried |= passed is not None and bool(passed[(rest < 0) | (rest > q)].any())
+    assert carried
+    for forward in (True, False):
+        found = replay(page, forward=forward)
+        assert found.keys() == expected.keys()
+        for name, gradient in expected.items():
+            assert gradient.abs().max() > 1e-3
+            torch.testing.assert_close(found[name], gradient, rtol=1e-9, atol=1e-12, msg=name)
+    checks = page["checks"]
+    assert checks["edges"] == checks["edges_with_numbers"] == checks["edges_that_match"]
+    assert checks["values"] == checks["values_whose_edges_add_up"]
+    assert checks["differences"]["differs"] == 0
+    assert {n["difference"]["verdict"] for n in page["nodes"] if n["kind"] == "grade"} == {"surrogate"}
 
 
 def test_operations_of_todays_models_and_neurons_have_cards() -> None:

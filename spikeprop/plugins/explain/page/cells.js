@@ -160,10 +160,10 @@ const gruCell = {
 
 // Payloads: each level is tried on top of those taken already, up, and down by no more than was sent.
 const grade = {
-  forward: ([current, v, sent, unit], s) => {
-    const index = broadcastIndex(unit.shape, current.shape);
-    return [map(current, (x, i) => {
-      const q = unit.data[index[i]], u = v.data[i] + x;
+  forward: ([potential, sent, unit], s) => {
+    const index = broadcastIndex(unit.shape, potential.shape);
+    return [map(potential, (u, i) => {
+      const q = unit.data[index[i]];
       let up = 0, down = 0;
       for (let level = (s.payload + 1) / 2; level >= 1; level /= 2) {
         if (u > (up + level) * q) up += level;
@@ -172,7 +172,13 @@ const grade = {
       return up - down;
     })];
   },
-  backward: (up, [current]) => [like(current), null, null, null],
+  backward: ([up], [u, , unit], [k]) => { // straight through where the rest is in [0, q]
+    const index = broadcastIndex(unit.shape, u.shape);
+    return [map(u, (v, i) => {
+      const q = unit.data[index[i]], rest = v - q * k.data[i];
+      return rest >= 0 && rest <= q ? up.data[i] / q : 0;
+    }), null, null];
+  },
 };
 
 Object.assign(OPERATIONS, {

@@ -43,13 +43,14 @@ class Network {
     return now;
   }
 
-  // A constant that the network computes from other values, as the spikes of a reset.
+  // A constant that the network computes from other values, as the spikes of a reset and the sum of payloads sent.
   follow(id, now) {
     const { by, inputs } = this.data.followed[id] || {};
     if (!by) return;
     inputs.forEach((i) => this.follow(i, now));
     const [x, spikes] = inputs.map((i) => now[i]);
-    now[id] = by === "detach" ? x : map(x, (v, i) => (spikes.data[i] !== 0 ? 0 : v + 1));
+    const next = by === "add_up" ? (v, o) => v + o : (v, o) => (o !== 0 ? 0 : v + 1);
+    now[id] = by === "detach" ? x : map(x, (v, i) => next(v, spikes.data[i]));
   }
 
   // The loss of the original network with one other number.

@@ -65,6 +65,28 @@ def scan_graded(current_KBN, unit_N, most, v_BN, sent_BN, spikes_KBN, first, las
 
 
 @_jit
+def scan_back(grad_KBN, current_KBN, spikes_KBN, unit_N, v_BN, grad_v_BN, first, last):  # type: ignore[no-untyped-def]
+    """The gradients of ``scan`` and ``scan_graded``, straight through the rounding, over those that come in.
+
+    grad_KBN: of the spikes, then of the currents; grad_v_BN: of the potential after the last step, then of ``v_BN``, the first.
+    """
+    steps, neurons = grad_KBN.shape[0], v_BN.shape[1]
+    whole_KN, v_N = np.empty((steps, neurons), np.bool_), np.empty(neurons, v_BN.dtype)
+    for b in range(first, last):
+        v_N[:] = v_BN[b]
+        for k in range(steps):
+            current_N, spikes_N, whole_N = current_KBN[k, b], spikes_KBN[k, b], whole_KN[k]
+            for n in range(neurons):
+                v_N[n] = v_N[n] + current_N[n] - spikes_N[n] * unit_N[n]
+                whole_N[n] = (v_N[n] >= 0) & (v_N[n] <= unit_N[n])
+        after_N = grad_v_BN[b]
+        for k in range(steps - 1, -1, -1):
+            grad_N, whole_N = grad_KBN[k, b], whole_KN[k]
+            for n in range(neurons):
+                grad_N[n] = after_N[n] = grad_N[n] / unit_N[n] if whole_N[n] else after_N[n]
+
+
+@_jit
 def add_scaled(small_BN, gain_N, total_BN, first, last):  # type: ignore[no-untyped-def]
     """Add values of int8, each times its gain, to ``total_BN``; products are rounded, as they are in torch."""
     for b in range(first, last):
