@@ -63,19 +63,25 @@ def finetuning_recipe(
     steps = timesteps or (recorded["timesteps"] if recorded["epochs"] else min(tree["evaluate"]["timesteps"]))
     given = {key: value for key, value in (("epochs", epochs), ("lr", lr)) if value is not None}
     tree["finetune"] = {**(recorded if recorded["epochs"] else DEFAULTS), "timesteps": steps, "start": start, **given}
-    tree["evaluate"]["timesteps"] = sorted({*tree["evaluate"]["timesteps"], steps})
-    network_row = ("network", f"fine-tuned at T = {recorded['timesteps']}, and trained further")
-    rows = _origin(run) + ([network_row] if further else _network(tree, steps))
-    _override(tree, overrides, folder, further)
-    if tree["finetune"].get("start") != start:
+    overrides = list(overrides)
+    of_training = [text for text in overrides if re.match(r"finetune\b", text)]
+    _override(tree, of_training, folder, further)  # first, since the number of steps may be among them
+    if not isinstance(tree["finetune"], dict) or tree["finetune"].get("start") != start:
         raise RunError(
             "finetune.start: --network says which network is trained (converted, finetuned); set other keys one by one"
         )
+    if isinstance(steps := tree["finetune"].get("timesteps"), int):
+        tree["evaluate"]["timesteps"] = sorted({*tree["evaluate"]["timesteps"], steps})
+        if not further:
+            _calibrate_for(tree, steps)
+    _override(tree, (text for text in overrides if text not in of_training), folder, further)
     ending = "" if further and run.recipe_name.endswith("-finetuned") else "-finetuned"
     recipe = Recipe(f"{run.recipe_name}{ending}", check(tree))
     if not recipe.experiment.finetune.epochs:
         raise RunError("finetune.epochs=0 trains nothing; to convert without fine-tuning, use `spikeprop convert`")
-    return recipe, rows + _chosen(recipe.experiment.finetune)
+    network_row = ("network", f"fine-tuned at T = {recorded['timesteps']}, and trained further")
+    row = network_row if further else _neuron_row(run.settings["convert"], recipe.experiment.convert)
+    return recipe, [*_origin(run), row, *_chosen(recipe.experiment.finetune)]
 
 
 def conversion_recipe(
@@ -166,15 +172,22 @@ def _override(tree: dict[str, Any], overrides: Iterable[str], folder: Path, furt
         override(tree, text)
 
 
-def _network(tree: dict[str, Any], steps: int) -> list[tuple[str, str]]:
+def _calibrate_for(tree: dict[str, Any], steps: int) -> None:
     """Keep the converted network's neurons; graded ones that were calibrated for other steps are so for those of training."""
     convert = tree["convert"]
     neuron = check_component(Neuron, convert["neuron"], "convert.neuron")
-    found, calibrated = f"{neuron.use}, as converted", convert["calibrator"].get("timesteps")
-    if isinstance(neuron.build(), GradedIF) and calibrated not in (None, steps):
+    if isinstance(neuron.build(), GradedIF) and convert["calibrator"].get("timesteps") not in (None, steps):
         tree["convert"] = {key: convert[key] for key in ("neuron", "encoder", "images")} | {"timesteps": steps}
-        found += f"; calibrated for T = {steps}, and not for {calibrated}"
-    return [("neuron", found)]
+
+
+def _neuron_row(recorded: dict[str, Any], made: Any) -> tuple[str, str]:
+    """Of the network that is trained; ``made``: its conversion's settings, after the overrides."""
+    was, before = check_component(Neuron, recorded["neuron"], "convert.neuron"), recorded["calibrator"].get("timesteps")
+    same, steps = made.neuron.describe() == was.describe(), made.calibrator.describe().get("timesteps")
+    found = f"{made.neuron.use}, as converted" if same else f"{made.neuron.use}, as given, in place of the converted {was.use}"
+    if steps not in (None, before):
+        found += f"; calibrated for T = {steps}" + (f", and not for {before}" if before else "")
+    return ("neuron", found)
 
 
 def _chosen(settings: Any) -> list[tuple[str, str]]:

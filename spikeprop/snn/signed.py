@@ -18,7 +18,9 @@ nothing is sent of it, and the potential keeps it for later steps. So with g the
 
     g_u[t] = g_o[t] / q  if 0 <= v[t] <= q, else g_v[t];    g_v[t-1] = g_I[t] = g_u[t]
 
-which is the derivative of the ReLU that the sum sent stands for, clipped where payloads are.
+Where no sum reaches 0 and payloads suffice, that is the derivative of the rounded sum. How much may be taken back counts as a
+constant: a step that takes back all that was sent, and stays below 0, passes nothing to the steps that sent it, though the sum
+no longer depends on these. So with one level and few steps more gradient passes than the ReLU of the summed input has.
 """
 
 from __future__ import annotations
@@ -227,7 +229,8 @@ def _scan_back_on_cpu(grad: Tensor, currents: Tensor, spikes: Tensor, unit: Tens
 
 def _flat(tensor: Tensor, v: Tensor) -> Any:
     """Its memory as an array, whose last axis is the neurons of a sample of ``v``."""
-    return tensor.detach().reshape(*tensor.shape[: tensor.dim() - v.dim() + 1], -1).numpy()
+    neurons = math.prod(v.shape[1:])  # and not -1, which a batch of 0 leaves open
+    return tensor.detach().reshape(*tensor.shape[: tensor.dim() - v.dim() + 1], neurons).numpy()
 
 
 def _by_neuron(unit: Tensor, v: Tensor) -> Any:

@@ -24,6 +24,7 @@ from spikeprop.cli import main
 from spikeprop.data import LabelledData
 from spikeprop.errors import RecipeError, RunError
 from spikeprop.experiment.class_order import better_order, missing_classes
+from spikeprop.experiment.finetuning import finetuning_recipe
 from spikeprop.experiment.own_network import OwnNetwork, _code, ann_settings, own_recipe
 from spikeprop.experiment.preprocessing import (
     NONE,
@@ -151,6 +152,28 @@ def test_finetune_trains_the_converted_network_in_a_folder_of_its_own(converted:
     assert other.exit_code == 1
     assert "the trained ANN of" in other.output
     assert not (tmp_path / "other").exists()
+
+
+def test_finetune_says_and_does_what_overrides_make_of_the_neurons(converted: tuple[Path, str]) -> None:
+    folder, _ = converted  # GradedIF, calibrated for T = 4
+
+    def of(*overrides: str, steps: int | None) -> tuple[str, Any]:
+        recipe, rows = finetuning_recipe(folder, overrides, timesteps=steps, epochs=1, lr=None)
+        return dict(rows)["neuron"], recipe.experiment
+
+    for given, steps in (((), 2), (("finetune.timesteps=2",), 4)):  # one number of steps, given in two ways
+        row, experiment = of(*given, steps=steps)
+        assert row == "GradedIF, as converted; calibrated for T = 2, and not for 4"
+        assert experiment.finetune.timesteps == experiment.convert.calibrator.describe()["timesteps"] == 2
+        assert 2 in experiment.evaluate.timesteps
+    row, experiment = of("convert.neuron=IF", steps=2)
+    assert experiment.convert.neuron.use == "IF"
+    assert row.startswith("IF, as given, in place of the converted GradedIF")
+    row, experiment = of("convert.timesteps=8", steps=2)
+    assert row == "GradedIF, as converted; calibrated for T = 8, and not for 4"
+    assert experiment.convert.calibrator.describe()["timesteps"] == 8
+    with pytest.raises(RunError, match="set other keys one by one"):
+        of("finetune=3", steps=2)
 
 
 def _neurons_that_moved(folder: Path) -> set[str]:

@@ -145,6 +145,30 @@ def test_gradient_by_hand() -> None:
     assert found.flatten().tolist() == [1, 2, 8, 8, 64, 64]  # what step 3 did not take back, step 4 sends less
 
 
+def test_what_may_be_taken_back_is_a_constant_of_the_gradient() -> None:
+    """Step 1 sends 2, and step 2 takes both back: the sum stays 0 after a bump of step 1, whose gradient is 1/q all the same."""
+    neuron = GradedIF(levels=2, v_threshold=2.0).double()
+    currents = torch.tensor([[2.0], [-5.0]], dtype=torch.float64, requires_grad=True)
+    state = neuron.initial_state(currents[0])
+    spikes, after = neuron.run(currents, state)
+    assert spikes.flatten().tolist() == [2, -2]
+    assert float(after.v.detach()) == -2.5
+    (found,) = torch.autograd.grad(spikes.sum(), currents)
+    assert found.flatten().tolist() == [1, 0]
+    for bump in (-1.0, 1.0):
+        moved, _ = neuron.run(currents.detach() + torch.tensor([[bump], [0.0]], dtype=torch.float64), state)
+        assert moved.flatten().tolist() == [2 + bump, -2 - bump]
+
+
+@pytest.mark.parametrize("shape", [(0,), (0, 3, 2, 2), (2, 0), (1, 1)])
+def test_a_batch_may_be_empty(shape: tuple[int, ...]) -> None:
+    currents = torch.ones(4, *shape, requires_grad=True)
+    for neuron in (SignedIF(), GradedIF(levels=2)):
+        spikes, _ = neuron.run(currents, neuron.initial_state(currents[0]))
+        (found,) = torch.autograd.grad(spikes.sum(), currents)
+        assert spikes.shape == found.shape == currents.shape
+
+
 def test_the_gradients_loop_over_memory_once_is_the_definition() -> None:
     draws = torch.Generator().manual_seed(1)
     currents = torch.randn(9, 5, 3, 4, 6, generator=draws, dtype=torch.float64).transpose(3, 4)  # not contiguous
