@@ -146,7 +146,7 @@ class _StraightThrough(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         currents, v, spikes, unit = ctx.saved_tensors
         found, first = (grad.clone(memory_format=torch.contiguous_format) for grad in grads[:2])
         (_scan_back_on_cpu if _on_cpu(currents) else _scan_back)(found, currents, spikes, unit, v, first)
