@@ -39,14 +39,24 @@ def _arms(report: Mapping[str, Any], name: str) -> Markup:
     return table("Arms, over seeds", heads, rows, id=f"{name}-arms")
 
 
-def _learners(learners: Mapping[str, Any], published: Mapping[str, float], name: str) -> Markup:
+def _learners(learners: Mapping[str, Any], published: Mapping[str, Any], name: str) -> Markup:
     measures = [key for key, value in next(iter(learners.values())).items() if isinstance(value, dict) and "by_seed" in value]
     heads = ["learner", *(text for key in measures for text in (key.replace("_", " "), "95 % interval")), "seeds", "published"]
     rows = []
     for learner, found in learners.items():
         cells = [text for key in measures for text in (f"{found[key]['mean']:.4g}", _interval(found[key], ".4g"))]
-        rows.append([learner, *cells, found[measures[0]]["n"], published.get(learner)])
+        rows.append([learner, *cells, found[measures[0]]["n"], _published(published.get(learner))])
     return table("Learners, over seeds", heads, rows, id=f"{name}-learners")
+
+
+def _published(found: Any) -> Any:
+    """Published means by source, with deviation over runs and p of Welch's test; reports of before hold one mean."""
+    if not isinstance(found, Mapping):
+        return found
+    return "; ".join(
+        f"{source} {one['mean']:.4g}" + "".join(f", {key} {one[key]:.2g}" for key in ("std", "p") if one.get(key) is not None)
+        for source, one in found.items()
+    )
 
 
 def _interval(found: Mapping[str, Any], form: str = ".2f") -> str:

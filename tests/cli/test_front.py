@@ -283,7 +283,7 @@ def test_neurons_and_calibrators_say_what_they_are_for() -> None:
             assert len(words) < 260, name
     assert set(purposes(Neuron)) == set(components(Neuron))
     shown = spikeprop("ls", "neuron").output
-    assert "For conversion without training, in few steps." in shown
+    assert "For conversion in few steps, and fine-tuning" in shown
     assert "ThresholdBalancing" not in shown
 
 

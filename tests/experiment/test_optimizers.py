@@ -51,7 +51,7 @@ def test_the_rate_of_pretraining_moves_matrices_too() -> None:
 
 def test_the_recipe_of_muon_has_the_rates_that_it_gives() -> None:
     experiment: Any = load_recipe("cifar10_fast_graded").experiment
-    assert rates(experiment.train.build_optimizer(parameters())) == {True: 0.1, False: 0.75}
+    assert rates(experiment.train.build_optimizer(parameters())) == {True: 0.05, False: 0.75}
 
 
 def test_an_optimiser_from_outside_has_its_rates_moved_by_their_names() -> None:
@@ -65,7 +65,7 @@ def test_an_optimiser_from_outside_has_its_rates_moved_by_their_names() -> None:
 def test_the_rates_that_a_stage_leaves_are_named() -> None:
     found = fixed_rates(load_recipe("cifar10_fast_graded").experiment)
     assert list(found) == ["train.lr"]  # nothing is fine-tuned
-    assert found["train.lr"].startswith("train.lr does not move train.optimizer.matrix_lr = 0.1, which MuonSGD has")
+    assert found["train.lr"].startswith("train.lr does not move train.optimizer.matrix_lr = 0.05, which MuonSGD has")
     assert list(fixed_rates(load_recipe("rules_compared", [MUON]).experiment)) == ["lr"]
     assert fixed_rates(load_recipe("digits_cnn_stdb").experiment) == {}
     finetuned = fixed_rates(load_recipe("digits_cnn_stdb", ["finetune.optimizer=spikeprop.learn.MuonSGD"]).experiment)
@@ -77,7 +77,7 @@ def test_a_sweep_and_a_check_say_which_rates_stay() -> None:
         return SweepPlan.of("cifar10_fast_graded", axes).notes()
 
     (note,) = notes("train.lr=0.5,1.0")
-    assert "train.lr does not move train.optimizer.matrix_lr = 0.1" in note
+    assert "train.lr does not move train.optimizer.matrix_lr = 0.05" in note
     assert notes("train.lr=0.5,1.0", "train.optimizer.matrix_lr=0.05,0.1") == []
     assert notes("train.optimizer.matrix_lr=0.05,0.1") == notes("seed=0,1") == []
     overridden = SweepPlan.of("digits_cnn_stdb", ["train.lr=0.1,0.2", "train.optimizer=spikeprop.learn.MuonSGD"]).notes()

@@ -51,7 +51,9 @@ def test_the_papers_table_is_there() -> None:
     rows = {f"cifar10_{n}" for n in ("vgg5", "vgg9", "vgg16", "resnet8", "resnet20")}
     rows |= {"cifar100_vgg11", "imagenet_vgg16", "imagenet_resnet34", "digits_mlp", "digits_cnn", "fashion_mnist_cnn"}
     others = {f"{ann}_{method}" for ann in ("fashion_mnist_cnn", "cifar10_vgg16") for method in ("qcfs", "diet")}
-    others |= {f"cifar10_fast_{method}" for method in ("stdb", "qcfs", "diet", "graded", "signed", "ar")}
+    others |= {
+        f"cifar10_fast_{method}" for method in ("stdb", "qcfs", "diet", "graded", "graded_stdb", "signed", "signed_stdb", "ar")
+    }
     others |= {
         "cifar10_resnet20_light",
         "cifar10_resnet20_signed",
@@ -67,6 +69,7 @@ def test_the_papers_table_is_there() -> None:
         "digits_mlp_ar",
         "mnist_mlp_ar",
         "mnist_cnn_rifle",
+        "cifar10_fast_ar",
         "cifar10_fast_rifle",
         "python_transformer_parallel",
         "cifar10_cnn_ar",
